@@ -1,0 +1,184 @@
+"""Reading an image file into a grey array, whatever its mode, bit depth or orientation."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+# Pillow's own limit warns on stderr or raises, by size; `max_pixels` below is checked in its place.
+Image.MAX_IMAGE_PIXELS = None
+
+# Modes of more than 8 bits a pixel: their values have no fixed white, so they are scaled by their own range.
+_WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+
+class UnreadableImageError(Exception):
+    """The file cannot be decoded; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """A decoded image.
+
+    Attributes
+    ----------
+    grey : ndarray of shape (rows, columns), uint8
+        Upright, 0 black to 255 white.
+    width, height : int
+        Of the file, in pixels, before its EXIF orientation is applied.
+    mode : str
+        Pillow's name of the file's mode, such as ``"RGB"`` or ``"I;16"``.
+    format : str
+        What the bytes are, such as ``"JPEG"``, whatever the file's name says.
+    """
+
+    grey: np.ndarray
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def read_image(path: Path, at_least: int | None = None, max_pixels: int = 100_000_000) -> ReadImage:
+    """Decode an image file completely.
+
+    Parameters
+    ----------
+    path : Path
+        Any format that Pillow reads; the first frame counts.
+    at_least : int, optional
+        A JPEG may be decoded at a half, a quarter or an eighth of its size as long as both sides keep this
+        many pixels: several times faster, and the same as block means of the whole.
+    max_pixels : int
+        Larger images are refused before they are decoded.
+
+    Raises
+    ------
+    UnreadableImageError
+        If the file is empty, truncated, no image or over the limit.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height, mode, format_ = *image.size, image.mode, image.format or ""
+            if width * height > max_pixels:
+                raise UnreadableImageError(f"{width} x {height} is over the limit of {max_pixels} pixels")
+            if at_least is not None:
+                image.draft("L", (at_least, at_least))
+            image.load()
+            grey = to_grey(ImageOps.exif_transpose(image))
+    except UnreadableImageError:
+        raise
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for bad bytes.
+    except Exception as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        if Path(path).stat().st_size == 0:
+            reason = "empty file"
+        raise UnreadableImageError(" ".join((reason or type(error).__name__).split())) from error
+    return ReadImage(grey, width, height, mode, format_)
+
+
+def to_grey(image: Image.Image) -> np.ndarray:
+    """Turn an image of any mode into grey.
+
+    Palettes are looked up, transparent pixels lie over black, and images of more than 8 bits are stretched from
+    their own smallest to their own largest finite value (a constant one becomes black).
+
+    Returns
+    -------
+    ndarray of shape (rows, columns), uint8
+    """
+    if image.mode in _WIDE_MODES:
+        values = np.asarray(image).astype(np.float64)
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise UnreadableImageError("no finite pixel")
+        low, high = values[finite].min(), values[finite].max()
+        values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        scale = 255 / (high - low) if high > low else 0.0
+        return np.rint((values - low) * scale).astype(np.uint8)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode != "L":
+        image = image.convert("RGB").convert("L")
+    return np.asarray(image)
+
+
+def crop_head(grey: np.ndarray, threshold: int = 20) -> np.ndarray:
+    """Cut away the dark margin around the head.
+
+    Keeps the rows and columns between the first and the last whose brightest values (98th percentile, so
+    that single bright pixels do not count) pass `threshold`; an image that never does is left whole.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (rows, columns), uint8
+    threshold : int
+        Grey value, 0 to 255.
+    """
+    rows = np.flatnonzero(np.percentile(grey, 98, axis=1) > threshold)
+    columns = np.flatnonzero(np.percentile(grey, 98, axis=0) > threshold)
+    if not len(rows) or not len(columns):
+        return grey
+    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def resize_square(grey: np.ndarray, size: int, letterbox: bool = False) -> np.ndarray:
+    """Resize to a square, with an antialiasing bilinear filter.
+
+    Parameters
+    ----------
+    grey : ndarray of shape (rows, columns), uint8
+    size : int
+        Side of the result, in pixels.
+    letterbox : bool
+        Keep the aspect ratio and pad with black, where False stretches.
+
+    Returns
+    -------
+    ndarray of shape (size, size), uint8
+    """
+    image = Image.fromarray(grey)
+    if not letterbox:
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    scale = size / max(image.size)
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    square = np.zeros((size, size), np.uint8)
+    top, left = (size - height) // 2, (size - width) // 2
+    square[top : top + height, left : left + width] = image.resize((width, height), Image.Resampling.BILINEAR)
+    return square
+
+
+def load_squares(files: list[Path], target: Path, size: int, crop: bool, letterbox: bool, workers: int) -> None:
+    """Decode many images into one memory-mapped array of grey squares.
+
+    Parameters
+    ----------
+    files : list of n Path
+    target : Path
+        The ``.npy`` file to write: uint8 of shape (n, size, size).
+    size : int
+        Side, in pixels.
+    crop : bool
+        Cut away the dark margin around the head first.
+    letterbox : bool
+        Keep the aspect ratio and pad with black, where False stretches.
+    workers : int
+        Threads; Pillow lets go of the interpreter while it decodes and resizes.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    array = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), size, size))
+
+    def load(row: int) -> None:
+        # A crop leaves fewer pixels than were decoded, so it takes the whole image.
+        grey = read_image(files[row], at_least=None if crop else size).grey
+        array[row] = resize_square(crop_head(grey) if crop else grey, size, letterbox)
+
+    with ThreadPoolExecutor(workers) as pool:
+        rows = range(len(files))
+        for _ in tqdm(pool.map(load, rows), "decoding", len(files), unit="image", disable=None):
+            pass
+    array.flush()

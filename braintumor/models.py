@@ -1,0 +1,172 @@
+"""The networks: the seed's four CNNs, any stack of the same blocks, and a compact residual network."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from braintumor.errors import UserError
+
+# Channels of the blocks and units of the hidden layer.
+CNNS = {
+    "cnn0": ((4, 4, 4, 4), 32),
+    "cnn1": ((4, 8, 16, 16), 64),
+    "cnn2": ((4, 8, 16, 32, 32), 64),
+    "cnn3": ((32, 64, 128, 256, 256), 512),
+}
+RESNET_CHANNELS = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to build a network without its weights.
+
+    Attributes
+    ----------
+    model : {"resnet", "cnn"}
+    channels : tuple of int
+        Of each block.
+    hidden : int or None
+        Units of the hidden linear layer of a ``cnn``.
+    dropout : float
+        Probability before each linear layer.
+    size : int
+        Side of the images, in pixels.
+    classes : int
+    """
+
+    model: str
+    channels: tuple[int, ...]
+    hidden: int | None
+    dropout: float
+    size: int
+    classes: int
+
+    @classmethod
+    def named(
+        cls,
+        name: str,
+        channels: list[int] | None,
+        hidden: int | None,
+        dropout: float,
+        size: int,
+        classes: int,
+    ) -> "Architecture":
+        """Complete the architecture of a name: ``resnet``, ``cnn``, or ``cnn0`` to ``cnn3``.
+
+        What is given for `channels` and `hidden` replaces the name's own.
+
+        Raises
+        ------
+        UserError
+            If the images are too small for the number of blocks.
+        """
+        own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
+        model = "resnet" if name == "resnet" else "cnn"
+        channels = tuple(channels or own_channels)
+        if size < 2 ** len(channels):
+            raise UserError(
+                f"train.channels: {len(channels)} blocks halve an image of {size} pixels to nothing; "
+                f"use fewer blocks or preprocess.size of at least {2 ** len(channels)}"
+            )
+        return cls(model, channels, hidden or own_hidden, dropout, size, classes)
+
+    def build(self) -> nn.Module:
+        """Build the network with fresh weights, drawn from torch's global generator."""
+        settings = asdict(self)
+        return {"cnn": CNN, "resnet": ResNet}[settings.pop("model")](**settings)
+
+
+class CNN(nn.Module):
+    """The seed's stack: blocks of Conv 3x3, ReLU, MaxPool 2, then two linear layers with dropout.
+
+    Parameters
+    ----------
+    channels, hidden, dropout, size, classes
+        See `Architecture`.
+    """
+
+    def __init__(self, channels: tuple[int, ...], hidden: int, dropout: float, size: int, classes: int) -> None:
+        super().__init__()
+        blocks = []
+        for before, after in zip((3, *channels), channels, strict=False):
+            blocks += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        self.blocks = nn.Sequential(*blocks)
+        cells = (size // 2 ** len(channels)) ** 2
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Dropout(dropout),
+            nn.Linear(channels[-1] * cells, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images of shape (n, 1, size, size) to logits of shape (n, classes)."""
+        return self.head(self.blocks(images.expand(-1, 3, -1, -1)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm beside a shortcut (He et al. 2016, arXiv:1512.03385).
+
+    The last norm's scale starts at 0, so that the block starts as its shortcut (arXiv:1706.02677); a shortcut
+    that halves the image pools before its 1x1 convolution (arXiv:1812.01187).
+    """
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        nn.init.zeros_(self.residual[-1].weight)
+        shortcut: list[nn.Module] = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
+        if before != after:
+            shortcut += [nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after)]
+        self.shortcut = nn.Sequential(*shortcut)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features of shape (n, before, h, w) to (n, after, h / stride, w / stride)."""
+        return torch.relu(self.residual(features) + self.shortcut(features))
+
+
+class ResNet(nn.Module):
+    """A compact residual network: a stem that quarters the image, one block per entry of channels, mean pooling.
+
+    Parameters
+    ----------
+    channels, dropout, classes
+        See `Architecture`; `hidden` and `size` are of no use to it.
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...], dropout: float, classes: int, hidden: None = None, size: int = 0
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, channels[0], 5, stride=2, padding=2, bias=False),
+            nn.BatchNorm2d(channels[0]),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        )
+        strides = (1, *[2] * (len(channels) - 1))
+        befores = (channels[0], *channels)
+        self.blocks = nn.Sequential(
+            *[ResidualBlock(*shape) for shape in zip(befores, channels, strides, strict=False)]
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(channels[-1], classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images of shape (n, 1, size, size) to logits of shape (n, classes)."""
+        features = self.blocks(self.stem(images)).mean(dim=(2, 3))
+        return self.head(self.dropout(features))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the trainable numbers of a network."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)

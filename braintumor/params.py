@@ -1,0 +1,186 @@
+"""The params of every stage, typed: a misspelt or ill-typed one is an error before any work."""
+
+import difflib
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from braintumor.errors import UserError
+
+
+def _exponent(value: object) -> object:
+    """Read ``1e-05`` as a number: DVC's ``-S train.lr=1e-5`` writes it so, and YAML 1.1 takes it for text."""
+    number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if number else value
+
+
+Number = Annotated[float, BeforeValidator(_exponent)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+class Section(BaseModel):
+    """Params of one stage: all must be there, no others may be, nothing is converted between types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Params of the stage download."""
+
+    source: Literal["kaggle", "folder", "phantom"]
+    dataset: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+$")]
+    version: Count
+    images: Count | None
+    folder: str | None
+    phantom_patients: Annotated[int, Field(ge=8)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _folder_named(self) -> "Data":
+        if self.source == "folder" and not self.folder:
+            raise ValueError("source=folder needs folder, the path of a folder or zip with one folder per class")
+        return self
+
+
+class Audit(Section):
+    """Params of the stage audit."""
+
+    similarity: Annotated[Number, Field(gt=0, lt=1)]
+    patients: str | None
+    max_pixels: Count
+    max_quarantined: Share
+
+
+class Preprocess(Section):
+    """Params of the stage preprocess."""
+
+    size: Annotated[int, Field(ge=16, le=2048)]
+    crop: bool
+    fit: Literal["stretch", "letterbox"]
+
+
+class Split(Section):
+    """Params of the stage split."""
+
+    protocol: Literal["grouped", "official", "copy_free", "seed"]
+    group_by: Literal["patient", "copy"]
+    folds: Annotated[int, Field(ge=2)]
+    fold: Annotated[int, Field(ge=0)]
+    validation_folds: Annotated[int, Field(ge=2)]
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> "Split":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: {self.folds} folds are 0 to {self.folds - 1}")
+        return self
+
+
+class Train(Section):
+    """Params of the stage train."""
+
+    model: Literal["resnet", "cnn", "cnn0", "cnn1", "cnn2", "cnn3"]
+    channels: Annotated[list[Count], Field(min_length=1)] | None
+    hidden: Count | None
+    dropout: Annotated[Number, Field(ge=0, lt=1)]
+    epochs: Count
+    batch_size: Count
+    optimizer: Literal["sgd", "adamw"]
+    lr: Positive
+    schedule: Literal["cosine", "constant"]
+    warmup: Share
+    weight_decay: Annotated[Number, Field(ge=0)]
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    flip: Share
+    shift: Share
+    rotation: Annotated[Number, Field(ge=0, le=180)]
+    brightness: Share
+    patience: Count | None
+    seed: Seed
+    device: Device
+    precision: Literal["auto", "float32", "bfloat16"]
+    threads: Count
+
+    @model_validator(mode="after")
+    def _architecture_whole(self) -> "Train":
+        if self.model == "cnn" and (self.channels is None or self.hidden is None):
+            raise ValueError("model=cnn needs channels and hidden")
+        if self.model == "resnet" and self.hidden is not None:
+            raise ValueError("model=resnet has no hidden layer: hidden must be null")
+        return self
+
+
+class Evaluate(Section):
+    """Params of the stage evaluate."""
+
+    batch_size: Count
+    device: Device
+    threads: Count
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data
+    audit: Audit
+    preprocess: Preprocess
+    split: Split
+    train: Train
+    evaluate: Evaluate
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml as a whole.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, is not YAML, lacks a param, or has an unknown or ill-typed one.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Params.model_validate(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        problems = [_explain(problem) for problem in error.errors()]
+        raise UserError(f"{path}: {'; '.join(problems)}") from None
+
+
+def _explain(problem: dict) -> str:
+    """Say one of pydantic's findings as ``train.dropout: what is wrong``."""
+    where = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"{where}: unknown param{_suggest(problem['loc'])}"
+        case "missing":
+            return f"{where}: missing"
+        case "value_error":
+            return f"{where}: {problem['ctx']['error']}"
+    message = problem["msg"].removeprefix("Input ").replace("should", "must")
+    return f"{where}: {message}, got {problem['input']!r}"
+
+
+def _suggest(location: tuple) -> str:
+    model: type[BaseModel] = Params
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    close = difflib.get_close_matches(str(location[-1]), model.model_fields, 1)
+    return f", did you mean {close[0]}?" if close else f"; known are {', '.join(model.model_fields)}"
+
+
+if __name__ == "__main__":
+    try:
+        load_params(Path(sys.argv[1]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

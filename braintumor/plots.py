@@ -1,0 +1,96 @@
+"""Pictures, drawn from tables and arrays; the same input gives the same bytes."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import confusion_matrix
+
+from braintumor.tables import TESTING, TRAINING
+
+mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+COLOURS = {TRAINING: "#4269d0", TESTING: "#e07b39"}
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as a PNG without the version of what drew it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
+def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list[str] | None = None) -> Figure:
+    """Draw rows of grey images, each with a caption.
+
+    Parameters
+    ----------
+    rows : list of rows, each a list of (grey uint8 image, caption)
+    title : str
+    row_titles : list of str, one per row, optional
+        Written above the first image of each row.
+    """
+    columns = max(4, *(len(row) for row in rows))  # a title needs its room
+    figure = Figure(figsize=(1.5 * columns + 0.2, 2.1 * len(rows) + 0.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, row in enumerate(rows):
+        for axis, (image, caption) in zip(axes[i], row, strict=False):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axis.text(0.5, -0.03, caption, transform=axis.transAxes, ha="center", va="top", fontsize=6.5)
+        if row_titles:
+            axes[i][0].set_title(row_titles[i], loc="left", fontsize=8)
+    return figure
+
+
+def overview(table: pd.DataFrame) -> Figure:
+    """Draw the images per class and folder, and their widths and heights.
+
+    Parameters
+    ----------
+    table : DataFrame, the manifest
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    bars, points = figure.subplots(1, 2)
+    classes = sorted(table["class"].unique())
+    for offset, (folder, colour) in enumerate(COLOURS.items()):
+        counts = table["class"][table["folder"] == folder].value_counts().reindex(classes, fill_value=0)
+        if counts.sum():
+            drawn = bars.bar(np.arange(len(classes)) + 0.4 * offset, counts, 0.38, color=colour, label=folder)
+            bars.bar_label(drawn, fontsize=7)
+            rows = table[table["folder"] == folder]
+            points.scatter(rows["width"], rows["height"], 6, colour, alpha=0.4, label=folder)
+    bars.set(xticks=np.arange(len(classes)) + 0.2, xticklabels=classes, ylabel="images", title="Classes")
+    points.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Sizes")
+    bars.legend(frameon=False)
+    return figure
+
+
+def confusion(actual: pd.Series, predicted: pd.Series) -> Figure:
+    """Draw a confusion matrix with counts, coloured by the share of each actual class.
+
+    Parameters
+    ----------
+    actual, predicted : Series of str
+        Class names, one per image.
+    """
+    classes = sorted(set(actual) | set(predicted))
+    counts = confusion_matrix(actual, predicted, labels=classes)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = 2 + 0.8 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = np.arange(len(classes))
+    axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="actual")
+    axis.set_xticklabels(classes, rotation=45, ha="right")
+    axis.set_yticklabels(classes)
+    axis.set_title(f"{np.trace(counts)} of {counts.sum()} test images right")
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{count}\n{100 * shares[row, column]:.1f}%"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    return figure

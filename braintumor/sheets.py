@@ -1,0 +1,58 @@
+"""Sheets of the images themselves: samples, copies, contradictions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from braintumor.copies import DECODED
+from braintumor.images import read_image, resize_square
+from braintumor.manifest import contradictory
+from braintumor.plots import sheet
+
+
+def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]:
+    """Draw samples of each class, the largest copy groups, and the copies whose labels contradict each other.
+
+    Parameters
+    ----------
+    table : DataFrame, the manifest
+    raw : Path
+        Folder that the manifest's paths are relative to.
+
+    Yields
+    ------
+    name, figure
+    """
+
+    def show(row: pd.Series) -> tuple[np.ndarray, str]:
+        image = resize_square(read_image(raw / row["path"], DECODED).grey, DECODED, letterbox=True)
+        return (
+            image,
+            f"{Path(row['path']).name}\n{row['folder']} {row['width']}x{row['height']} {row['mode']}",
+        )
+
+    def show_groups(groups: list[int], title: str) -> Figure:
+        members = [table[table["copy_group"] == group] for group in groups]
+        titles = [f"{len(m)} copies, {' and '.join(sorted(m['class'].unique()))}" for m in members]
+        return sheet([[show(row) for _, row in _spread(m, 8).iterrows()] for m in members], title, titles)
+
+    for label, rows in table.groupby("class"):
+        chosen = [show(row) for _, row in _spread(rows, 24).iterrows()]
+        yield (
+            f"samples_{label}",
+            sheet([chosen[i : i + 8] for i in range(0, len(chosen), 8)], f"{label}: samples"),
+        )
+    sizes = table["copy_group"].value_counts().sort_index()
+    largest = sizes[sizes > 1].sort_values(ascending=False, kind="stable").index[:8]
+    if len(largest):
+        yield "copies", show_groups(list(largest), "The largest groups of copies (up to 8 of each)")
+    if groups := contradictory(table, "copy_group"):
+        yield "contradictions", show_groups(groups[:12], "Copies whose labels contradict each other")
+
+
+def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+    """Choose up to `most` rows, evenly spaced from the first to the last."""
+    return rows.iloc[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]

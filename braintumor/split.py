@@ -1,0 +1,105 @@
+"""Cutting images into training, validation and test set without a group in two of them."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedGroupKFold
+
+from braintumor.errors import UserError
+from braintumor.tables import SUBSETS, TEST, TESTING, TRAIN, UNUSED, VALIDATION
+
+
+def assign_subsets(
+    table: pd.DataFrame, protocol: str, folds: int, fold: int, validation_folds: int, seed: int
+) -> np.ndarray:
+    """Say for each image which subset it is in.
+
+    Parameters
+    ----------
+    table : DataFrame with columns folder, class, copy_group and group
+        No subset boundary goes through a group, but for what the protocol itself fixes (Training and Testing).
+    protocol : {"grouped", "official", "copy_free", "seed"}
+        ``grouped`` pools both folders and tests on one of `folds` folds. ``official`` tests on Testing.
+        ``copy_free`` does too and leaves out the training images that share a copy group with it. ``seed``
+        trains on all of Training, validates on a random half of Testing and tests on the other. Where there is
+        no Testing folder, the fold that ``grouped`` would test on stands for it.
+    folds, fold : int
+        Number of folds of the pooled images, and which of them tests.
+    validation_folds : int
+        What is left for training is cut into this many folds, the first of which validates.
+    seed : int
+
+    Returns
+    -------
+    ndarray of shape (n,), str
+        ``train``, ``validation``, ``test`` or ``unused``.
+
+    Raises
+    ------
+    UserError
+        If a class has no image in one of the three subsets.
+    """
+    subset = np.full(len(table), TRAIN, dtype=object)
+    testing = (table["folder"] == TESTING).to_numpy()
+    if protocol == "grouped" or not testing.any():
+        testing = np.zeros(len(table), bool)
+        testing[grouped_folds(table, folds, seed)[fold]] = True
+    subset[testing] = TEST
+    if protocol == "copy_free":
+        copied = table["copy_group"].isin(table["copy_group"][testing]).to_numpy()
+        subset[copied & ~testing] = UNUSED
+    if protocol == "seed":
+        order = np.random.default_rng(seed).permutation(np.flatnonzero(testing))
+        subset[order[: len(order) // 2]] = VALIDATION
+    else:
+        rest = np.flatnonzero(subset == TRAIN)
+        subset[rest[grouped_folds(table.iloc[rest], validation_folds, seed)[0]]] = VALIDATION
+    _check_classes(table, subset)
+    return subset
+
+
+def grouped_folds(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
+    """Cut images into folds of about equal size and class shares, never through a group.
+
+    Parameters
+    ----------
+    table : DataFrame with columns class and group
+    folds, seed : int
+
+    Returns
+    -------
+    list of `folds` arrays of int
+        Positions of each fold's images; every image is in one fold.
+    """
+    groups = table["group"].nunique()
+    if groups < folds:
+        raise UserError(f"split: {folds} folds cannot be cut from {groups} groups of images: use fewer folds")
+    with warnings.catch_warnings():
+        # It warns when a class has fewer images than folds; a class that a subset lacks is an error later on.
+        warnings.simplefilter("ignore", UserWarning)
+        cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        try:
+            parts = [part for _, part in cutter.split(table, table["class"], table["group"])]
+        except ValueError as error:
+            raise UserError(f"split: {folds} folds cannot be cut: {error}") from None
+    return parts
+
+
+def _check_classes(table: pd.DataFrame, subset: np.ndarray) -> None:
+    counts = pd.crosstab(table["class"], subset)
+    for name in SUBSETS:
+        for label in counts.index:
+            if name not in counts or counts.loc[label, name] == 0:
+                groups = table["group"][table["class"] == label].nunique()
+                raise UserError(
+                    f"split: class {label} has no image in the {name} set: its {groups} groups are too few for "
+                    "split.folds and split.validation_folds; lower them or add images of other groups"
+                )
+
+
+def describe_subsets(split: pd.DataFrame) -> str:
+    """Count images by class and subset, as a table to print."""
+    counts = pd.crosstab(split["class"], split["subset"], margins=True, margins_name="all")
+    order = [name for name in (*SUBSETS, UNUSED, "all") if name in counts]
+    return counts[order].to_string()

@@ -1,0 +1,224 @@
+"""The training loop, and what it runs on."""
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812, the usual name
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from braintumor.batches import Augmentation, Batches
+from braintumor.errors import UserError
+
+
+def choose_device(name: str, threads: int) -> torch.device:
+    """Set torch up for exact repetition and return the device to compute on.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda"}
+        ``auto`` is the GPU when there is one.
+    threads : int
+        Of the CPU; one and two threads round differently.
+
+    Raises
+    ------
+    UserError
+        If a GPU is asked for and there is none.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no GPU; set it to auto or cpu, or mend the driver")
+    use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions and matrix products compute in.
+
+    Parameters
+    ----------
+    name : {"auto", "float32", "bfloat16"}
+        ``auto`` is bfloat16 where the hardware has instructions for it.
+    device : torch.device
+    """
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the attributes are the params of the same names in params.yaml."""
+
+    epochs: int
+    optimizer: str
+    lr: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    label_smoothing: float
+    patience: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class EpochScores:
+    """Loss, accuracy and macro averages over the classes."""
+
+    loss: float
+    accuracy: float
+    precision: float
+    recall: float
+
+
+def epoch_scores(labels: np.ndarray, predictions: np.ndarray, loss: float) -> EpochScores:
+    """Score the predictions of one epoch.
+
+    Parameters
+    ----------
+    labels, predictions : ndarray of shape (n,), int
+    loss : float
+        Mean cross-entropy.
+    """
+    precision, recall, _, _ = precision_recall_fscore_support(
+        labels, predictions, average="macro", zero_division=0
+    )
+    return EpochScores(loss, float(accuracy_score(labels, predictions)), float(precision), float(recall))
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to; `best` says that no earlier one did better in validation."""
+
+    number: int
+    lr: float
+    train: EpochScores
+    validation: EpochScores
+    best: bool
+
+
+def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
+    """Make an optimizer that decays the weights of convolutions and linear layers, but no norm or bias.
+
+    Parameters
+    ----------
+    model : nn.Module
+    name : {"sgd", "adamw"}
+        SGD with Nesterov momentum 0.9, or AdamW, which without decay is Adam.
+    weight_decay : float
+    """
+    weights = [weight for weight in model.parameters() if weight.ndim > 1]
+    others = [weight for weight in model.parameters() if weight.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: float) -> float:
+    """Return the learning rate of a step.
+
+    It rises from 0 to `peak` over the first `warmup` share of all steps, then stays (``constant``) or falls to
+    0 along half a cosine (``cosine``).
+    """
+    rising = warmup * steps
+    if step < rising:
+        return peak * (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return peak
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    label_smoothing: float,
+    precision: torch.dtype,
+) -> EpochScores:
+    """Train on each batch once, at its learning rate; return the scores that the network had on the way."""
+    model.train()
+    losses, predictions, labels = [], [], []
+    for (images, target), rate in zip(batches, rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        # Kept on the device: reading a value here would make a GPU wait for every step.
+        losses.append(loss.detach())
+        predictions.append(logits.detach().argmax(1))
+        labels.append(target)
+    loss = torch.stack(losses).mean().item()
+    return epoch_scores(torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy(), loss)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Batches, precision: torch.dtype = torch.float32) -> Tensor:
+    """Return the logits of all images in their order: shape (n, classes), float32, on the CPU."""
+    model.eval()
+    logits = []
+    for images, _ in batches.in_order():
+        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+            logits.append(model(images).float())
+    return torch.cat(logits).cpu()
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    validation: Batches,
+    augmentation: Augmentation,
+    recipe: Recipe,
+    precision: torch.dtype,
+) -> Iterator[Epoch]:
+    """Train a network, epoch by epoch; after the last one it holds the weights of the best.
+
+    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss.
+
+    Yields
+    ------
+    Epoch
+        As soon as it is done.
+    """
+    model.to(train.device, memory_format=torch.channels_last)
+    optimizer = make_optimizer(model, recipe.optimizer, recipe.weight_decay)
+    steps = recipe.epochs * train.steps
+    rates = [learning_rate(step, steps, recipe.lr, recipe.schedule, recipe.warmup) for step in range(steps)]
+    labels = validation.labels.cpu()
+    best, best_state, best_number = (-1.0, 0.0), {}, 0
+    for number in range(1, recipe.epochs + 1):
+        # One seed per epoch, for order, augmentation and dropout: no generator's state has to be carried over.
+        seed = recipe.seed * 100_003 + number
+        torch.manual_seed(seed)
+        batches = train.shuffled(augmentation, seed)
+        bar = tqdm(batches, f"epoch {number}/{recipe.epochs}", train.steps, leave=False, disable=None)
+        own_rates = rates[(number - 1) * train.steps : number * train.steps]
+        scores = train_epoch(model, bar, optimizer, own_rates, recipe.label_smoothing, precision)
+        logits = predict(model, validation, precision)
+        loss = F.cross_entropy(logits, labels).item()
+        validated = epoch_scores(labels.numpy(), logits.argmax(1).numpy(), loss)
+        better = (validated.accuracy, -validated.loss) > best
+        if better:
+            best, best_number = (validated.accuracy, -validated.loss), number
+            best_state = copy.deepcopy(model.state_dict())
+        yield Epoch(number, own_rates[-1], scores, validated, better)
+        if recipe.patience is not None and number - best_number >= recipe.patience:
+            break
+    model.load_state_dict(best_state)

@@ -1,0 +1,65 @@
+"""A trained model on disk: weights as safetensors, and beside them all that is needed to use them."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from braintumor.errors import UserError
+from braintumor.models import Architecture
+
+
+@dataclass(frozen=True)
+class Description:
+    """What goes with the weights.
+
+    Attributes
+    ----------
+    architecture : Architecture
+    classes : tuple of str
+        Names of the classes, in the order of the logits.
+    preprocess : dict
+        How an image becomes a grey square: size, crop and fit, as in params.yaml.
+    mean, deviation : float
+        Normalisation, on a scale of 0 to 1.
+    """
+
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocess: dict
+    mean: float
+    deviation: float
+
+
+def save_model(model: nn.Module, description: Description, weights: Path, file: Path) -> None:
+    """Write weights (safetensors) and description (json)."""
+    for target in (weights, file):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, weights)
+    file.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(weights: Path, file: Path) -> tuple[nn.Module, Description]:
+    """Read what `save_model` wrote.
+
+    Raises
+    ------
+    UserError
+        If one of the two cannot be read, or if they do not belong together.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        architecture = content.pop("architecture")
+        architecture["channels"] = tuple(architecture["channels"])
+        content["classes"] = tuple(content["classes"])
+        description = Description(Architecture(**architecture), **content)
+        model = description.architecture.build()
+        model.load_state_dict(load_file(weights))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{weights} and {file} are not a model that can be loaded: {reason}") from None
+    return model, description

@@ -1,0 +1,26 @@
+"""Say which images train, validate and test."""
+
+from pathlib import Path
+
+from braintumor.params import load_params
+from braintumor.split import assign_subsets, describe_subsets
+from braintumor.tables import TESTING, read_table
+from stages import run, write_csv
+
+
+def main(manifest: Path, split: Path) -> None:
+    params = load_params(Path("params.yaml")).split
+    table = read_table(manifest)
+    if params.group_by == "copy":
+        table["group"] = table["copy_group"]
+    if params.protocol != "grouped" and TESTING not in set(table["folder"]):
+        print(f"no Testing folder: fold {params.fold} of {params.folds} is the test set")
+    table["subset"] = assign_subsets(
+        table, params.protocol, params.folds, params.fold, params.validation_folds, params.seed
+    )
+    write_csv(table[["path", "class", "copy_group", "patient", "group", "subset"]], split)
+    print(describe_subsets(table))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,79 @@
+"""Train the network on the training rows and keep its best epoch by validation."""
+
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from dvclive import Live
+
+from braintumor.batches import Augmentation, Batches, measure
+from braintumor.models import Architecture, count_parameters
+from braintumor.params import load_params
+from braintumor.tables import TRAIN, VALIDATION, read_table
+from braintumor.training import Recipe, choose_device, choose_precision, fit
+from braintumor.weights import Description, save_model
+from stages import check_rows, run, write_json
+
+
+def main(images: Path, split: Path, weights: Path, description: Path, metrics: Path, curves: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    train = params.train
+    device = choose_device(train.device, train.threads)
+    precision = choose_precision(train.precision, device)
+    table = read_table(split)
+    array = np.load(images, mmap_mode="r")
+    check_rows(array, table, images, split)
+    classes = sorted(table["class"].unique())
+    labels = table["class"].map(classes.index).to_numpy()
+    trained, validated = (np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION))
+    mean, deviation = measure(array, trained)
+
+    architecture = Architecture.named(
+        train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(classes)
+    )
+    torch.manual_seed(train.seed)
+    model = architecture.build()
+    sets = [
+        Batches(array, rows, labels[rows], train.batch_size, mean, deviation, device)
+        for rows in (trained, validated)
+    ]
+    augmentation = Augmentation(train.flip, train.shift, train.rotation, train.brightness)
+    recipe = Recipe(**{field.name: getattr(train, field.name) for field in fields(Recipe)})
+    print(
+        f"{train.model} of {count_parameters(model):,} parameters on {device}, {str(precision)[6:]}: "
+        f"{len(trained)} images train, {len(validated)} validate"
+    )
+    with Live(str(curves), dvcyaml=None, save_dvc_exp=False) as live:
+        start = time.perf_counter()
+        for epoch in fit(model, *sets, augmentation, recipe, precision):
+            for subset, scores in (("train", epoch.train), ("validation", epoch.validation)):
+                for name, value in asdict(scores).items():
+                    live.log_metric(f"{subset}/{name}", round(value, 5))
+            live.log_metric("lr", epoch.lr)
+            live.step = epoch.number
+            live.next_step()
+            print(
+                f"epoch {epoch.number}/{train.epochs}: loss {epoch.train.loss:.3f}, "
+                f"accuracy {epoch.train.accuracy:.3f}; validation loss {epoch.validation.loss:.3f}, "
+                f"accuracy {epoch.validation.accuracy:.3f}{' (best)' if epoch.best else ''}; "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
+            if epoch.best:
+                best = epoch
+    save_model(
+        model,
+        Description(architecture, tuple(classes), params.preprocess.model_dump(), mean, deviation),
+        weights,
+        description,
+    )
+    summary = {"parameters": count_parameters(model), "epochs": epoch.number, "best_epoch": best.number}
+    for subset, scores in (("train", best.train), ("validation", best.validation)):
+        summary |= {f"{subset}_{name}": round(value, 5) for name, value in asdict(scores).items()}
+    write_json(summary, metrics)
+
+
+if __name__ == "__main__":
+    run(main)
