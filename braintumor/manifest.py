@@ -15,16 +15,6 @@ from braintumor.images import UnreadableImageError, read_image
 from braintumor.tables import FOLDERS
 
 
-def list_images(raw: Path) -> list[str]:
-    """List the files of ``Training/<class>/`` and ``Testing/<class>/``, by name, relative to `raw`."""
-    return sorted(
-        path.relative_to(raw).as_posix()
-        for folder in FOLDERS
-        for path in (raw / folder).glob("*/*")
-        if path.is_file()
-    )
-
-
 def inspect_image(raw: Path, path: str, max_pixels: int) -> tuple[dict, np.ndarray]:
     """Read one image: its row of the manifest and its signature.
 

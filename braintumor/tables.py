@@ -1,4 +1,4 @@
-"""What the tables have in common that the stages hand on: manifest, split and predictions."""
+"""What the stages agree on: the layout of data/raw, and the tables manifest, split and predictions."""
 
 from pathlib import Path
 
@@ -7,6 +7,16 @@ import pandas as pd
 FOLDERS = TRAINING, TESTING = "Training", "Testing"
 SUBSETS = TRAIN, VALIDATION, TEST = "train", "validation", "test"
 UNUSED = "unused"
+
+
+def list_images(raw: Path) -> list[str]:
+    """List the files of ``Training/<class>/`` and ``Testing/<class>/``, by name, relative to `raw`."""
+    return sorted(
+        path.relative_to(raw).as_posix()
+        for folder in FOLDERS
+        for path in (raw / folder).glob("*/*")
+        if path.is_file()
+    )
 
 
 def read_table(file: Path) -> pd.DataFrame:

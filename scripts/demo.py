@@ -48,6 +48,7 @@ def main() -> None:
         sys.exit(code)
     data, test = (json.loads((folder / "metrics" / f"{name}.json").read_text()) for name in ("data", "test"))
     copied = f"{data['copied_testing_images']} of {data['testing_images']}"
+    right, low, high = (100 * test[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
     print(
         f"""
 Found in {data["images"]} made-up images of {data["patients"]} known patients:
@@ -55,7 +56,7 @@ Found in {data["images"]} made-up images of {data["patients"]} known patients:
   {data["patients_in_both"]} of the {data["patients_in_testing"]} patients in Testing are in Training as well
   {data["contradictory_copy_groups"]} picture is filed under two classes
 Tested on {test["images"]} images of people the network has never seen:
-  {100 * test["accuracy"]:.1f}% right, 95% interval {100 * test["accuracy_low"]:.1f} to {100 * test["accuracy_high"]:.1f}
+  {right:.1f}% right, 95% interval {low:.1f} to {high:.1f}
 Open these pictures:
   {folder / "plots/confusion.png"}  what was taken for what
   {folder / "plots/audit/copies.png"}  the copies side by side

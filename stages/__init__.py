@@ -25,6 +25,8 @@ def run(stage: Callable[..., None]) -> None:
         stage(**vars(parser.parse_args()))
     except UserError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 def write_json(content: dict, file: Path) -> None:

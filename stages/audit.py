@@ -7,6 +7,7 @@ from braintumor import manifest as library
 from braintumor import plots, sheets
 from braintumor.errors import UserError
 from braintumor.params import load_params
+from braintumor.tables import list_images
 from stages import run, write_csv, write_json
 
 
@@ -21,7 +22,7 @@ def main(
     pictures: Path,
 ) -> None:
     params = load_params(Path("params.yaml")).audit
-    paths = library.list_images(raw)
+    paths = list_images(raw)
     table, signatures, unreadable = library.inspect_images(raw, paths, params.max_pixels, os.cpu_count() or 1)
     write_csv(unreadable, quarantine)
     if len(unreadable) > params.max_quarantined * len(paths):

@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as reference
+
+from braintumor.batches import Augmentation, Batches, measure, warp
+
+CPU = torch.device("cpu")
+NONE = Augmentation(flip=0, shift=0, rotation=0, brightness=0)
+ALL = Augmentation(flip=0.5, shift=0.1, rotation=10, brightness=0.2)
+
+
+def random_images(n=20, size=16):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size), np.uint8)
+
+
+def make(images, rows=None, batch_size=4, **options):
+    rows = np.arange(len(images)) if rows is None else rows
+    return Batches(images, rows, rows % 3, batch_size, mean=0.5, deviation=0.25, device=CPU, **options)
+
+
+def collect(batches):
+    images, labels = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def test_in_order_gives_every_row_once_normalised():
+    images, rows = random_images(), np.array([5, 3, 11, 2, 7])
+    got, labels = collect(make(images, rows).in_order())
+    expected = (images[rows, None] / 255 - 0.5) / 0.25
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float32), atol=1e-5)
+    assert labels.tolist() == [2, 0, 2, 2, 1]
+
+
+def test_an_epoch_without_augmentation_is_a_permutation_of_full_batches():
+    images = random_images(10)
+    got, labels = collect(make(images).shuffled(NONE, seed=1))
+    assert len(got) == 8  # two do not fill a batch of four
+    plain = (images / 255 - 0.5) / 0.25
+    matches = [int(np.flatnonzero(np.isclose(plain, image, atol=1e-4).all(axis=(1, 2)))[0]) for image in got[:, 0]]
+    assert len(set(matches)) == 8
+    assert matches != sorted(matches)
+    assert labels.tolist() == [row % 3 for row in matches]
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch():
+    images, _ = collect(make(random_images(3), batch_size=8).shuffled(NONE, seed=0))
+    assert len(images) == 3
+
+
+def test_the_seed_decides_order_and_augmentation():
+    batches = make(random_images())
+    first, again, other = (collect(batches.shuffled(ALL, seed))[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_streamed_and_resident_batches_are_the_same(tmp_path):
+    np.save(tmp_path / "images.npy", random_images())
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    resident, streamed = make(images), make(images, resident_bytes=0)
+    assert streamed.resident is None
+    assert torch.equal(collect(resident.shuffled(ALL, 3))[0], collect(streamed.shuffled(ALL, 3))[0])
+    assert torch.equal(collect(resident.in_order())[0], collect(streamed.in_order())[0])
+
+
+def smooth_image(size=48):
+    y, x = np.mgrid[:size, :size] / size
+    picture = 120 + 60 * np.sin(7 * x + 2) * np.cos(5 * y) + 50 * np.exp(-40 * ((x - 0.6) ** 2 + (y - 0.4) ** 2))
+    return torch.tensor(picture, dtype=torch.float32)[None, None]
+
+
+def one_warp(**settings):
+    augmentation = Augmentation(**{"flip": 0, "shift": 0, "rotation": 0, "brightness": 0} | settings)
+    warps, draw = (torch.Generator().manual_seed(2) for _ in range(2))
+    return augmentation.warps(1, warps), torch.rand(1, 4, generator=draw)
+
+
+def inside(image):
+    return image[..., 8:-8, 8:-8]  # away from what comes in at the edges
+
+
+def test_a_sure_flip_mirrors_left_right():
+    image = smooth_image()
+    warps, _ = one_warp(flip=1)
+    assert torch.allclose(warp(image, warps), image.flip(3), atol=1e-3)
+
+
+def test_rotation_agrees_with_torchvision():
+    image = smooth_image()
+    warps, draw = one_warp(rotation=10)
+    degrees = (draw[0, 0].item() * 2 - 1) * 10
+    expected = reference.rotate(image, degrees, reference.InterpolationMode.BILINEAR)
+    assert abs(degrees) > 2
+    assert torch.allclose(inside(warp(image, warps)), inside(expected), atol=0.5)
+
+
+def test_a_shift_is_a_share_of_the_side():
+    image = smooth_image()
+    warps, draw = one_warp(shift=0.1)
+    right, down = ((draw[0, 1:3] * 2 - 1) * 0.1 * 48).tolist()
+    expected = reference.affine(
+        image, 0, [-right, -down], 1, [0, 0], interpolation=reference.InterpolationMode.BILINEAR
+    )
+    # torchvision moves by whole pixels of a float translation too, so the two agree to a rounding
+    assert max(abs(right), abs(down)) <= 4.8
+    assert torch.allclose(inside(warp(image, warps)), inside(expected), atol=1)
+
+
+def test_what_comes_in_from_outside_is_black():
+    image = torch.full((1, 1, 20, 20), 200.0)
+    shifted = warp(image, torch.tensor([[[1.0, 0, 0.5], [0, 1, 0]]]))
+    assert (shifted[0, 0, :, :15] == 200).all()
+    assert (shifted[0, 0, :, 16:] == 0).all()
+
+
+def test_draws_stay_in_their_ranges_and_fill_them():
+    generator = torch.Generator().manual_seed(0)
+    warps, factors = ALL.warps(4000, generator), ALL.factors(4000, generator)
+    degrees = torch.rad2deg(torch.atan2(warps[:, 1, 0], warps[:, 1, 1]))
+    mirrored = torch.linalg.det(warps[:, :, :2]) < 0
+    assert 9.9 < degrees.abs().max() <= 10.001
+    assert 0.199 < warps[:, :, 2].abs().max() <= 0.2
+    assert 0.45 < mirrored.float().mean() < 0.55
+    assert 0.8 <= factors.min() < 0.801 and 1.199 < factors.max() <= 1.2
+
+
+def test_brightness_multiplies_grey_values_up_to_white():
+    images = np.full((64, 4, 4), 200, np.uint8)
+    got, _ = collect(make(images).shuffled(Augmentation(0, 0, 0, brightness=0.5), seed=0))
+    grey = (got * 0.25 + 0.5) * 255
+    assert grey.max() == pytest.approx(255, abs=0.01)
+    assert 100 <= grey.min() < 110
+    assert (grey.std(dim=(1, 2, 3)) < 0.01).all()  # one factor per image
+
+
+def test_mean_and_deviation_are_those_of_the_given_rows():
+    images = random_images(600)
+    rows = np.arange(0, 600, 2)
+    mean, deviation = measure(images, rows)
+    assert mean == pytest.approx(images[rows].mean() / 255, abs=1e-9)
+    assert deviation == pytest.approx(images[rows].std() / 255, abs=1e-9)

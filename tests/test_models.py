@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from braintumor.errors import UserError
+from braintumor.models import Architecture, count_parameters
+
+
+def architecture(name, channels=None, hidden=None, dropout=0.3, size=256, classes=4):
+    return Architecture.named(name, channels, hidden, dropout, size, classes)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("cnn0", 33_488), ("cnn1", 266_364), ("cnn2", 146_860), ("cnn3", 9_369_668)]
+)
+def test_the_seeds_networks_have_its_parameter_counts(name, parameters):
+    assert count_parameters(architecture(name).build()) == parameters
+
+
+def test_cnn3_has_the_seeds_parameters_layer_by_layer():
+    layers = [m for m in architecture("cnn3").build().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    counts = [count_parameters(layer) for layer in layers]
+    assert counts == [896, 18_496, 73_856, 295_168, 590_080, 8_389_120, 2_052]
+
+
+def test_any_other_stack_of_blocks_is_built():
+    # 3 -> 5 -> 6 channels, 16 x 16 down to 4 x 4, 7 hidden units, 3 classes, by hand:
+    expected = (3 * 9 * 5 + 5) + (5 * 9 * 6 + 6) + (6 * 16 * 7 + 7) + (7 * 3 + 3)
+    model = architecture("cnn", channels=[5, 6], hidden=7, size=16, classes=3).build()
+    assert count_parameters(model) == expected
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
+
+
+def test_the_default_network_stays_under_a_million_and_a_half():
+    assert count_parameters(architecture("resnet", size=160).build()) < 1_500_000
+
+
+@pytest.mark.parametrize("name", ["cnn2", "resnet"])
+@pytest.mark.parametrize("size", [33, 96])
+def test_every_image_gets_one_logit_per_class(name, size):
+    model = architecture(name, size=size).build().eval()
+    images = torch.randn(2, 1, size, size)
+    both, first = model(images), model(images[:1])
+    assert both.shape == (2, 4)
+    assert torch.allclose(both[:1], first, atol=1e-5)
+
+
+def test_dropout_is_the_given_probability_before_each_linear_layer():
+    for name, places in (("cnn0", 2), ("resnet", 1)):
+        dropouts = [m.p for m in architecture(name, dropout=0.45).build().modules() if isinstance(m, nn.Dropout)]
+        assert dropouts == [0.45] * places
+
+
+def test_equal_seeds_give_equal_weights():
+    def weights(seed):
+        torch.manual_seed(seed)
+        return torch.cat([weight.flatten() for weight in architecture("resnet").build().parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_images_too_small_for_the_blocks_are_an_error():
+    with pytest.raises(UserError, match="5 blocks halve an image of 16 pixels to nothing"):
+        architecture("cnn3", size=16)

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+
+from braintumor.errors import UserError
+from braintumor.models import Architecture
+from braintumor.weights import Description, load_model, save_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    architecture = Architecture.named("resnet", [8, 16], None, 0.1, 32, 3)
+    model = architecture.build().eval()
+    description = Description(
+        architecture, ("b", "a", "c"), {"size": 32, "crop": False, "fit": "stretch"}, 0.2, 0.3
+    )
+    files = tmp_path / "models" / "model.safetensors", tmp_path / "models" / "model.json"
+    save_model(model, description, *files)
+    return model, description, files
+
+
+def test_a_model_comes_back_as_it_was(saved):
+    model, description, files = saved
+    again, described = load_model(*files)
+    assert described == description
+    images = torch.randn(2, 1, 32, 32)
+    assert torch.equal(again.eval()(images), model(images))
+
+
+def test_equal_models_give_equal_bytes(saved, tmp_path):
+    model, description, files = saved
+    others = tmp_path / "other.safetensors", tmp_path / "other.json"
+    save_model(model, description, *others)
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in others]
+
+
+def test_weights_of_another_architecture_are_an_error(saved):
+    _, _, (weights, file) = saved
+    content = json.loads(file.read_text())
+    content["architecture"]["channels"] = [8, 24]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="size mismatch") as caught:
+        load_model(weights, file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["weights", "description"])
+@pytest.mark.parametrize("content", [b"", b"{}", None])
+def test_files_that_are_no_model_are_an_error(saved, name, content):
+    _, _, (weights, description) = saved
+    file = weights if name == "weights" else description
+    file.unlink() if content is None else file.write_bytes(content)
+    with pytest.raises(UserError, match="are not a model that can be loaded"):
+        load_model(weights, description)
