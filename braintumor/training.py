@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -107,6 +107,15 @@ class Epoch:
     train: EpochScores
     validation: EpochScores
     best: bool
+
+    def flat(self) -> dict[str, float]:
+        """Return lr, train_loss, train_accuracy and so on, each with five significant digits or decimals."""
+        scores = {
+            f"{subset}_{name}": round(value, 5)
+            for subset, scores in (("train", self.train), ("validation", self.validation))
+            for name, value in asdict(scores).items()
+        }
+        return {"lr": float(f"{self.lr:.5g}")} | scores
 
 
 def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:

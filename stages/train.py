@@ -1,10 +1,11 @@
 """Train the network on the training rows and keep its best epoch by validation."""
 
 import time
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from dvclive import Live
 
@@ -14,10 +15,12 @@ from braintumor.params import load_params
 from braintumor.tables import TRAIN, VALIDATION, read_table
 from braintumor.training import Recipe, choose_device, choose_precision, fit
 from braintumor.weights import Description, save_model
-from stages import check_rows, run, write_json
+from stages import check_rows, run, write_csv, write_json
 
 
-def main(images: Path, split: Path, weights: Path, description: Path, metrics: Path, curves: Path) -> None:
+def main(
+    images: Path, split: Path, weights: Path, description: Path, metrics: Path, curves: Path, live: Path
+) -> None:
     params = load_params(Path("params.yaml"))
     train = params.train
     device = choose_device(train.device, train.threads)
@@ -45,15 +48,15 @@ def main(images: Path, split: Path, weights: Path, description: Path, metrics: P
         f"{train.model} of {count_parameters(model):,} parameters on {device}, {str(precision)[6:]}: "
         f"{len(trained)} images train, {len(validated)} validate"
     )
-    with Live(str(curves), dvcyaml=None, save_dvc_exp=False) as live:
-        start = time.perf_counter()
+    epochs = []
+    start = time.perf_counter()
+    with Live(str(live), dvcyaml=None, save_dvc_exp=False) as log:
         for epoch in fit(model, *sets, augmentation, recipe, precision):
-            for subset, scores in (("train", epoch.train), ("validation", epoch.validation)):
-                for name, value in asdict(scores).items():
-                    live.log_metric(f"{subset}/{name}", round(value, 5))
-            live.log_metric("lr", epoch.lr)
-            live.step = epoch.number
-            live.next_step()
+            epochs.append(epoch)
+            log.step = epoch.number
+            for name, value in epoch.flat().items():
+                log.log_metric(name, value)
+            log.next_step()
             print(
                 f"epoch {epoch.number}/{train.epochs}: loss {epoch.train.loss:.3f}, "
                 f"accuracy {epoch.train.accuracy:.3f}; validation loss {epoch.validation.loss:.3f}, "
@@ -61,18 +64,16 @@ def main(images: Path, split: Path, weights: Path, description: Path, metrics: P
                 f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-            if epoch.best:
-                best = epoch
     save_model(
         model,
         Description(architecture, tuple(classes), params.preprocess.model_dump(), mean, deviation),
         weights,
         description,
     )
-    summary = {"parameters": count_parameters(model), "epochs": epoch.number, "best_epoch": best.number}
-    for subset, scores in (("train", best.train), ("validation", best.validation)):
-        summary |= {f"{subset}_{name}": round(value, 5) for name, value in asdict(scores).items()}
-    write_json(summary, metrics)
+    write_csv(pd.DataFrame([{"epoch": epoch.number} | epoch.flat() for epoch in epochs]), curves)
+    best = [epoch for epoch in epochs if epoch.best][-1]
+    summary = {"parameters": count_parameters(model), "epochs": len(epochs), "best_epoch": best.number}
+    write_json(summary | best.flat(), metrics)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parent.parent
+TINY = {
+    "data": {"source": "phantom", "phantom_patients": 24},
+    "audit": {"patients": "data/raw/patients.csv"},
+    "preprocess": {"size": 48},
+    "split": {"folds": 3, "validation_folds": 3},
+    "train": {"channels": [8, 16], "epochs": 2, "batch_size": 16, "device": "cpu", "precision": "float32"},
+    "evaluate": {"device": "cpu"},
+}
+
+
+class Checkout:
+    """A git checkout of the project, and what its commands say."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        name = {"NAME": "Test", "EMAIL": "test@example.org"}
+        people = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in name.items()}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.env = os.environ | people | {"PATH": path, "DVC_NO_ANALYTICS": "1", "COLUMNS": "200"}
+
+    def run(self, command, code=0):
+        """Run a shell command in the checkout; return what it prints on stdout and stderr."""
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
+        )
+        output = done.stdout + done.stderr
+        assert code is None or (done.returncode == 0) == (code == 0), f"{command}: {output}"
+        return output
+
+    def stages_run_by(self, command):
+        return re.findall(r"Running stage '(\w+)'", self.run(command))
+
+    def params(self, changes):
+        """Change some params in params.yaml: section -> name -> value."""
+        file = self.folder / "params.yaml"
+        content = yaml.safe_load(file.read_text())
+        for section, values in changes.items():
+            content[section] |= values
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def clone(self, folder):
+        """Clone what is committed; DVC's cache is that of this checkout, so nothing is computed twice."""
+        subprocess.run(["git", "clone", "--quiet", self.folder, folder], check=True)
+        other = Checkout(folder)
+        other.run(f"dvc cache dir --local {self.folder / '.dvc' / 'cache'}")
+        return other
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The project on a tiny phantom set, its pipeline run once and committed; tests work on clones of it."""
+    checkout = Checkout(tmp_path_factory.mktemp("pipeline") / "project")
+    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split():
+        real_run = name == "dvc.lock" or name.startswith(("metrics/", "plots/"))
+        if not real_run and (PROJECT / name).is_file():
+            (checkout.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, checkout.folder / name)
+    checkout.params(TINY)
+    checkout.run("git init --quiet && git add --all && git commit --quiet --message start")
+    checkout.first_output = checkout.run("dvc repro")
+    checkout.run("git add --all && git commit --quiet --message run")
+    return checkout
+
+
+@pytest.fixture
+def checkout(finished, tmp_path):
+    """A clone of the finished project with its outs in place."""
+    clone = finished.clone(tmp_path / "clone")
+    clone.run("dvc checkout --quiet")
+    return clone

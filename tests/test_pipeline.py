@@ -1,0 +1,260 @@
+"""The whole pipeline, by DVC itself, on a tiny phantom set."""
+
+import ast
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from braintumor.tables import read_table
+from tests.conftest import PROJECT
+
+STAGES = ["download", "audit", "preprocess", "split", "train", "evaluate"]
+DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
+
+
+def read_json(checkout, name):
+    return json.loads((checkout.folder / name).read_text())
+
+
+def test_every_stage_runs_once_and_then_there_is_nothing_to_do(finished):
+    assert [f"Running stage '{stage}'" in finished.first_output for stage in STAGES] == [True] * 6
+    assert "up to date" in finished.run("dvc status")
+    assert finished.stages_run_by("dvc repro") == []
+    assert finished.run("git status --porcelain") == ""
+
+
+def test_the_tables_and_arrays_belong_together(finished):
+    data = finished.folder / "data"
+    manifest, split, predictions = (
+        read_table(data / f"{name}.csv") for name in ("manifest", "split", "predictions")
+    )
+    images = np.load(data / "images.npy")
+    assert images.shape == (len(manifest), 48, 48) and images.dtype == np.uint8
+    assert split["path"].tolist() == manifest["path"].tolist()
+    assert predictions["path"].tolist() == split["path"][split["subset"] == "test"].tolist()
+    probabilities = predictions.filter(like="probability_")
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    best = probabilities.idxmax(axis=1).str.removeprefix("probability_")
+    assert best.tolist() == predictions["prediction"].tolist()
+    truth = predictions["path"].str.split("/").str[1]
+    assert truth.tolist() == predictions["class"].tolist()
+
+
+def test_no_patient_and_no_copy_is_in_two_subsets(finished):
+    split = read_table(finished.folder / "data/split.csv")
+    for column in ("patient", "copy_group", "group"):
+        assert (split.groupby(column)["subset"].nunique() == 1).all()
+
+
+def test_the_planted_copies_are_counted(finished):
+    planted = pd.read_csv(finished.folder / "data/raw/copies.csv")
+    crossing = planted["path"].str.startswith("Testing") & planted["source"].str.startswith("Training")
+    metrics = read_json(finished, "metrics/data.json")
+    assert metrics["distinct_images"] == metrics["images"] - len(planted)
+    assert metrics["copied_testing_images"] == crossing.sum() > 0
+    assert metrics["contradictory_copy_groups"] == 1
+    assert metrics["patients_in_both"] > 0
+
+
+def test_the_metrics_agree_with_the_predictions(finished):
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    test = read_json(finished, "metrics/test.json")
+    assert test["accuracy"] == pytest.approx((predictions["class"] == predictions["prediction"]).mean(), abs=5e-5)
+    confusion = pd.read_csv(finished.folder / "plots/confusion.csv")
+    assert confusion["actual"].tolist() == predictions["class"].tolist()
+    assert confusion["predicted"].tolist() == predictions["prediction"].tolist()
+    for name in ("data", "train", "test"):
+        assert all(
+            isinstance(value, int | float) for value in read_json(finished, f"metrics/{name}.json").values()
+        )
+
+
+def test_the_curves_have_a_line_per_epoch(finished):
+    curves = pd.read_csv(finished.folder / "plots/curves.csv")
+    scores = [
+        f"{s}_{name}" for s in ("train", "validation") for name in ("loss", "accuracy", "precision", "recall")
+    ]
+    assert curves.columns.tolist() == ["epoch", "lr", *scores]
+    assert curves["epoch"].tolist() == [1, 2]
+    live = pd.read_csv(finished.folder / "plots/live/plots/metrics/validation_accuracy.tsv", sep="\t")
+    assert live["step"].tolist() == [1, 2]
+    assert live["validation_accuracy"].tolist() == curves["validation_accuracy"].tolist()
+
+
+def test_the_model_on_disk_says_all_that_is_needed_to_use_it(finished):
+    described = read_json(finished, "models/model.json")
+    assert described["classes"] == ["glioma", "meningioma", "notumor", "pituitary"]
+    assert described["preprocess"] == {"size": 48, "crop": False, "fit": "stretch"}
+    split = read_table(finished.folder / "data/split.csv")
+    trained = np.load(finished.folder / "data/images.npy")[(split["subset"] == "train").to_numpy()] / 255
+    assert described["mean"] == pytest.approx(trained.mean(), abs=1e-9)
+    assert described["deviation"] == pytest.approx(trained.std(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ("-S train.dropout=0.5", ["train", "evaluate"]),
+        ("-S split.fold=1", ["split", "train", "evaluate"]),
+        ("-S evaluate.batch_size=7", ["evaluate"]),
+        ("-S preprocess.fit=letterbox", ["preprocess", "train", "evaluate"]),
+    ],
+)
+def test_a_param_runs_the_stages_that_it_bears_on(checkout, changes, stages):
+    assert checkout.stages_run_by(f"dvc exp run {changes}") == stages
+
+
+def test_a_small_rate_on_the_command_line_is_a_number(checkout):
+    checkout.run("dvc exp run -S train.lr=1e-5 -S train.schedule=constant -S train.warmup=0")
+    assert "lr: 1e-05" in (checkout.folder / "params.yaml").read_text()
+    assert pd.read_csv(checkout.folder / "plots/curves.csv")["lr"].tolist() == [1e-5, 1e-5]
+
+
+def test_a_param_that_does_not_exist_is_one_line_before_any_work(checkout):
+    assert "Could not override 'train.droput'" in checkout.run("dvc exp run -S train.droput=0.5", code=1)
+    checkout.params({"train": {"droput": 0.5}})
+    output = checkout.run("dvc repro", code=1)
+    assert "error: params.yaml: train.droput: unknown param, did you mean dropout?" in output
+    assert "Traceback" not in output
+    checkout.params({"train": {"epochs": "many"}})
+    output = checkout.run("make -o .venv/installed repro", code=1)
+    assert "train.epochs: must be a valid integer, got 'many'" in output
+    assert "Running stage" not in output
+
+
+def test_experiments_run_in_a_copy_and_from_a_queue(finished, tmp_path):
+    clone = finished.clone(tmp_path / "clone")  # clean: no outs in place
+    clone.run("dvc exp run --temp --name warm -S train.dropout=0.4")
+    clone.run("dvc exp run --queue -S 'train.dropout=0.3,0.5'")
+    clone.run("dvc exp run --run-all")
+    rows = json.loads(clone.run("dvc exp show --json"))
+    dropouts = {
+        experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["train"]["dropout"]
+        for row in rows
+        for experiment in row["experiments"] or []
+    }
+    assert dropouts == {0.3, 0.4, 0.5}
+    assert clone.run("git status --porcelain") == ""
+    assert "train.dropout" in clone.run("dvc params diff HEAD warm --md")
+    assert "metrics/test.json" in clone.run("dvc metrics diff HEAD warm --all --md")
+
+
+def test_a_push_and_a_pull_leave_nothing_to_do(finished, tmp_path):
+    first = finished.clone(tmp_path / "first")
+    first.run(f"dvc remote add --local --default store {tmp_path / 'store'}")
+    first.run("dvc fetch --run-cache; dvc checkout --quiet && dvc push")
+    second = finished.clone(tmp_path / "second")
+    second.run("rm .dvc/config.local")  # a cache of its own
+    second.run(f"dvc remote add --local --default store {tmp_path / 'store'} && dvc pull")
+    assert "up to date" in second.run("dvc status")
+    assert second.stages_run_by("dvc repro") == []
+
+
+def test_every_plot_is_drawn_once(checkout):
+    drawn = json.loads(checkout.run("dvc plots show --json"))["data"]
+    files = ["classes.csv", "sizes.csv", "data.png", "curves.csv", "confusion.csv", "confusion.png"]
+    assert sorted(drawn) == sorted(
+        ["Loss", "Accuracy", "Macro precision", "Macro recall", *(f"plots/{name}" for name in files)]
+    )
+    page = checkout.run("dvc plots show --out drawn && cat drawn/index.html")
+    for title in ("Images per class and folder", "Widths and heights", "Learning rate", "Confusion matrix"):
+        assert title in page
+
+
+def make_folder(target, folders, n=12):
+    """Two classes that a mean tells apart, in folders of their own."""
+    rng = np.random.default_rng(0)
+    for folder in folders:
+        for label, low in (("cats", 0), ("dogs", 120)):
+            (target / folder / label).mkdir(parents=True)
+            for i in range(n):
+                cells = rng.integers(low, low + 120, (8, 8), np.uint8)
+                Image.fromarray(cells).resize((60, 60)).save(target / folder / label / f"{i:02}.png")
+
+
+@pytest.mark.parametrize(
+    ("folders", "protocol"), [(["."], "grouped"), (["."], "official"), (["Training", "Testing"], "copy_free")]
+)
+def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(checkout, tmp_path, folders, protocol):
+    make_folder(tmp_path / "mine", folders)
+    (tmp_path / "mine" / ".DS_Store").write_bytes(b"x")
+    checkout.params(
+        {
+            "data": {"source": "folder", "folder": str(tmp_path / "mine")},
+            "audit": {"patients": None},
+            "split": {"protocol": protocol},
+        }
+    )
+    checkout.run("dvc repro")
+    assert read_json(checkout, "models/model.json")["classes"] == ["cats", "dogs"]
+    test = read_json(checkout, "metrics/test.json")
+    assert "sensitivity_dogs" in test
+    assert test["images"] == (24 if protocol == "copy_free" else 8)
+
+
+def test_phantoms_with_a_table_of_other_patients_are_refused(checkout):
+    checkout.params({"audit": {"patients": "braintumor/patients.csv"}})
+    output = checkout.run("dvc repro", code=1)
+    assert "error: audit.patients: braintumor/patients.csv names none of the images" in output
+    assert "Traceback" not in output
+
+
+def test_unreadable_images_are_listed_and_too_many_are_an_error(checkout, tmp_path):
+    make_folder(tmp_path / "mine", ["."], n=30)
+    (tmp_path / "mine/cats/00.png").write_bytes(b"")
+    checkout.params({"data": {"source": "folder", "folder": str(tmp_path / "mine")}, "audit": {"patients": None}})
+    checkout.run("dvc repro audit")
+    assert (checkout.folder / "data/quarantine.csv").read_text() == (
+        "path,reason\nTraining/cats/00.png,empty file\n"
+    )
+    assert read_json(checkout, "metrics/data.json")["quarantined_images"] == 1
+    for i in range(1, 4):
+        (tmp_path / f"mine/cats/{i:02}.png").write_bytes(b"text")
+    output = checkout.run("dvc repro --force --single-item download && dvc repro audit", code=1)
+    assert "error: audit: 4 of 60 images cannot be read" in output
+
+
+def imports(module):
+    """Return the project's modules that a module imports, directly or through others."""
+    file = PROJECT / f"{module.replace('.', '/')}.py"
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "braintumor":
+            found |= {f"braintumor.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("braintumor."):
+            found.add(node.module)
+    return found.union(*(imports(name) for name in found))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_the_code_it_calls_and_the_params_it_reads(stage):
+    # errors and params change no out: what a param means stands in the code that is given it.
+    code = imports(f"stages.{stage}") - {"braintumor.errors", "braintumor.params"}
+    expected = {f"stages/{stage}.py"} | {f"{name.replace('.', '/')}.py" for name in code}
+    deps = DVC["stages"][stage]["deps"]
+    assert {dep for dep in deps if dep.endswith(".py")} == expected
+    source = (PROJECT / f"stages/{stage}.py").read_text()
+    sections = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    read = {name for name in sections if f'load_params(Path("params.yaml")).{name}' in source}
+    read |= {name for name in sections if f"params.{name}." in source or f" = params.{name}\n" in source}
+    assert set(DVC["stages"][stage]["params"]) == read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_path_of_a_stage_stands_in_its_command(stage):
+    content = DVC["stages"][stage]
+    outs = [
+        name
+        for kind in ("outs", "metrics", "plots")
+        for out in content.get(kind, [])
+        for name in ([out] if isinstance(out, str) else out)
+    ]
+    ins = [dep for dep in content["deps"] if not dep.startswith(("stages/", "braintumor/"))]
+    assert content["desc"]
+    assert sorted(outs + ins) == sorted(
+        word for word in content["cmd"].split() if word.startswith(("data/", "metrics/", "plots/", "models/"))
+    )
