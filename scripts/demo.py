@@ -18,7 +18,8 @@ OVERRIDES = {
     "data": {"source": "phantom"},
     "audit": {"patients": "data/raw/patients.csv"},
     "preprocess": {"size": 96},
-    "train": {"epochs": 20, "batch_size": 32, "device": "cpu", "precision": "float32"},
+    "train": {"epochs": 60, "batch_size": 32, "lr": 0.05, "device": "cpu", "precision": "float32"},
+    "evaluate": {"device": "cpu"},
 }
 
 

@@ -126,23 +126,6 @@ def test_a_param_that_does_not_exist_is_one_line_before_any_work(checkout):
     assert "Running stage" not in output
 
 
-def test_experiments_run_in_a_copy_and_from_a_queue(finished, tmp_path):
-    clone = finished.clone(tmp_path / "clone")  # clean: no outs in place
-    clone.run("dvc exp run --temp --name warm -S train.dropout=0.4")
-    clone.run("dvc exp run --queue -S 'train.dropout=0.3,0.5'")
-    clone.run("dvc exp run --run-all")
-    rows = json.loads(clone.run("dvc exp show --json"))
-    dropouts = {
-        experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]["train"]["dropout"]
-        for row in rows
-        for experiment in row["experiments"] or []
-    }
-    assert dropouts == {0.3, 0.4, 0.5}
-    assert clone.run("git status --porcelain") == ""
-    assert "train.dropout" in clone.run("dvc params diff HEAD warm --md")
-    assert "metrics/test.json" in clone.run("dvc metrics diff HEAD warm --all --md")
-
-
 def test_a_push_and_a_pull_leave_nothing_to_do(finished, tmp_path):
     first = finished.clone(tmp_path / "first")
     first.run(f"dvc remote add --local --default store {tmp_path / 'store'}")
