@@ -1,8 +1,9 @@
 # Each target makes .venv when it is missing. `make demo` and `make test` need nothing but Python 3.11 or newer.
 PYTHON ?= python3
+# The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test test-all lint format bench lock
+.PHONY: demo repro test lint format bench lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -12,29 +13,26 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 	@touch $@
 
 demo: .venv/installed ## the whole pipeline on made-up images, in demo/
-	python -m scripts.demo
+	.venv/bin/python -m scripts.demo
 
 repro: .venv/installed ## the whole pipeline on the real dataset
-	python -m braintumor.params params.yaml
-	dvc repro
+	.venv/bin/python -m braintumor.params
+	.venv/bin/dvc repro
 
-test: .venv/installed ## the default tests
-	python -m pytest -m "not slow"
-
-test-all: .venv/installed ## the slow ones too
-	python -m pytest
+test: .venv/installed
+	.venv/bin/python -m pytest
 
 lint: .venv/installed
-	ruff check .
-	ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
 
 format: .venv/installed
-	ruff check --fix .
-	ruff format .
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
 
 bench: .venv/installed ## the table of times in the README
-	python -m scripts.bench
+	.venv/bin/python -m scripts.bench
 
 lock: .venv/installed ## requirements.lock from pyproject.toml
-	pip install --quiet uv
-	uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header pyproject.toml -o requirements.lock
+	.venv/bin/pip install --quiet uv==0.13.9
+	.venv/bin/uv pip compile --quiet --universal --all-extras --python-version 3.11 --no-header pyproject.toml -o requirements.lock

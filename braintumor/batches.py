@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 from torch import Tensor
 
-RESIDENT_BYTES = 2**30  # a set up to this size is held in memory whole, a larger one is read batch by batch
+
+def resident_limit(device: torch.device) -> int:
+    """Return the bytes that a set may take on a device: half of a GPU's free memory, a GiB of the main memory."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ class Batches:
         Normalisation, on a scale of 0 to 1.
     device : torch.device
         Where batches are made and used.
-    resident_bytes : int
-        The rows are copied to the device at once if they take no more than this, else batch by batch; the
-        batches are the same.
+    resident_bytes : int, optional
+        The rows are copied to the device at once if they take no more than this (`resident_limit` where it is not
+        given), else batch by batch; the batches are the same.
     """
 
     def __init__(
@@ -116,13 +119,14 @@ class Batches:
         mean: float,
         deviation: float,
         device: torch.device,
-        resident_bytes: int = RESIDENT_BYTES,
+        resident_bytes: int | None = None,
     ) -> None:
         self.images, self.rows, self.batch_size = images, rows, batch_size
         self.mean, self.deviation, self.device = mean, max(deviation, 1e-6), device
         self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
-        size = len(rows) * images[0].nbytes
-        self.resident = torch.from_numpy(images[rows]).to(device) if size <= resident_bytes else None
+        limit = resident_limit(device) if resident_bytes is None else resident_bytes
+        fits = len(rows) * images[0].nbytes <= limit
+        self.resident = torch.from_numpy(images[rows]).to(device) if fits else None
 
     def __len__(self) -> int:
         return len(self.rows)

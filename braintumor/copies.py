@@ -91,6 +91,7 @@ def find_copies(
     nearest : ndarray of shape (n,), int
         Index of the most similar other image; -1 where there is no other.
     nearest_similarity : ndarray of shape (n,), float32
+        Four decimals; the first of several equally similar images is the nearest.
     """
     n = len(signatures)
     nearest = np.full(n, -1)
@@ -101,6 +102,9 @@ def find_copies(
             matrix = similarity(signatures[top : top + block], signatures[left : left + block])
             if left == top:
                 np.fill_diagonal(matrix, -np.inf)
+            rows, columns = np.nonzero(matrix > threshold)
+            edges.append(np.stack([rows + top, columns + left]))
+            np.round(matrix, 4, out=matrix)  # so that the last bit does not choose among several exact copies
             for rows, columns, values in ((top, left, matrix), (left, top, matrix.T)):
                 index = values.argmax(axis=1)
                 value = np.take_along_axis(values, index[:, None], axis=1)[:, 0]
@@ -108,8 +112,6 @@ def find_copies(
                 better = value > nearest_similarity[block_rows]
                 nearest_similarity[block_rows][better] = value[better]
                 nearest[block_rows][better] = index[better] + columns
-            rows, columns = np.nonzero(matrix > threshold)
-            edges.append(np.stack([rows + top, columns + left]))
     return connected(n, np.concatenate(edges, axis=1)), nearest, nearest_similarity
 
 

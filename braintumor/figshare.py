@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="with 1.mat to 3064.mat, in it or below it")
     parser.add_argument("--manifest", type=Path, default=Path("data/manifest.csv"), help="csv, column path")
     parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder that the paths start from")
-    parser.add_argument("--output", type=Path, default=Path("figshare.csv"), help="csv to write")
+    parser.add_argument("--output", type=Path, default=Path("data/figshare.csv"), help="csv to write")
     parser.add_argument("--similarity", type=float, default=0.99, help="above it two pictures are the same")
     try:
         make_table(**vars(parser.parse_args(arguments)))

@@ -1,5 +1,6 @@
 """Reading an image file into a grey array, whatever its mode, bit depth or orientation."""
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
+
+from braintumor.files import replacing_file
 
 # Pillow's own limit warns on stderr or raises, by size; `max_pixels` below is checked in its place.
 Image.MAX_IMAGE_PIXELS = None
@@ -42,41 +45,47 @@ class ReadImage:
     format: str
 
 
-def read_image(path: Path, at_least: int | None = None, max_pixels: int = 100_000_000) -> ReadImage:
-    """Decode an image file completely.
+def read_image(path: Path, at_least: int | None = None) -> ReadImage:
+    """Read and decode an image file; see `decode_image`."""
+    return decode_image(path.read_bytes(), at_least)
+
+
+def decode_image(content: bytes, at_least: int | None = None, max_pixels: int | None = None) -> ReadImage:
+    """Decode the bytes of an image file completely.
 
     Parameters
     ----------
-    path : Path
+    content : bytes
         Any format that Pillow reads; the first frame counts.
     at_least : int, optional
         A JPEG may be decoded at a half, a quarter or an eighth of its size as long as both sides keep this
         many pixels: several times faster, and the same as block means of the whole.
-    max_pixels : int
+    max_pixels : int, optional
         Larger images are refused before they are decoded.
 
     Raises
     ------
     UnreadableImageError
-        If the file is empty, truncated, no image or over the limit.
+        If there are no bytes, or they are truncated, no image or over the limit.
     """
+    if not content:
+        raise UnreadableImageError("empty file")
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             width, height, mode, format_ = *image.size, image.mode, image.format or ""
-            if width * height > max_pixels:
+            if max_pixels is not None and width * height > max_pixels:
                 raise UnreadableImageError(f"{width} x {height} is over the limit of {max_pixels} pixels")
             if at_least is not None:
                 image.draft("L", (at_least, at_least))
             image.load()
             grey = to_grey(ImageOps.exif_transpose(image))
-    except UnreadableImageError:
+    except (UnreadableImageError, MemoryError):
         raise
+    except Image.UnidentifiedImageError:
+        raise UnreadableImageError("not an image") from None
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more for bad bytes.
     except Exception as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        if Path(path).stat().st_size == 0:
-            reason = "empty file"
-        raise UnreadableImageError(" ".join((reason or type(error).__name__).split())) from error
+        raise UnreadableImageError(" ".join((str(error) or type(error).__name__).split())) from error
     return ReadImage(grey, width, height, mode, format_)
 
 
@@ -169,16 +178,15 @@ def load_squares(files: list[Path], target: Path, size: int, crop: bool, letterb
     workers : int
         Threads; Pillow lets go of the interpreter while it decodes and resizes.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    array = np.lib.format.open_memmap(target, "w+", np.uint8, (len(files), size, size))
 
     def load(row: int) -> None:
         # A crop leaves fewer pixels than were decoded, so it takes the whole image.
         grey = read_image(files[row], at_least=None if crop else size).grey
         array[row] = resize_square(crop_head(grey) if crop else grey, size, letterbox)
 
-    with ThreadPoolExecutor(workers) as pool:
+    with replacing_file(target) as beside, ThreadPoolExecutor(workers) as pool:
+        array = np.lib.format.open_memmap(beside, "w+", np.uint8, (len(files), size, size))
         rows = range(len(files))
         for _ in tqdm(pool.map(load, rows), "decoding", len(files), unit="image", disable=None):
             pass
-    array.flush()
+        array.flush()

@@ -1,6 +1,7 @@
 """The manifest: one row per usable image, with what its file says, its copies, its patient and its group."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from braintumor.copies import DECODED, find_copies, join_groups, signature
 from braintumor.errors import UserError
-from braintumor.images import UnreadableImageError, read_image
+from braintumor.images import UnreadableImageError, decode_image
 from braintumor.tables import FOLDERS
 
 
@@ -21,9 +22,8 @@ def inspect_image(raw: Path, path: str, max_pixels: int) -> tuple[dict, np.ndarr
     Mean and deviation are those of the grey values (0 to 255) as decoded for the signature, that is of block
     means where a JPEG is larger than twice 224 pixels.
     """
-    file = raw / path
-    image = read_image(file, at_least=DECODED, max_pixels=max_pixels)
-    content = file.read_bytes()
+    content = (raw / path).read_bytes()
+    image = decode_image(content, at_least=DECODED, max_pixels=max_pixels)
     folder, label, _ = path.split("/")
     row = {
         "path": path,
@@ -73,20 +73,18 @@ def inspect_images(
         results = list(tqdm(pool.map(inspect, paths), "reading", len(paths), unit="image", disable=None))
     good = [result for result in results if not isinstance(result, str)]
     bad = [(path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, str)]
-    if not good:
-        raise UserError(f"{raw}: holds no image that can be read")
     table = pd.DataFrame([row for row, _ in good])
-    signatures = np.stack([values for _, values in good])
+    signatures = np.array([values for _, values in good], np.float32)
     return table, signatures, pd.DataFrame(bad, columns=["path", "reason"])
 
 
 def read_patients(file: Path, paths: Iterable[str]) -> pd.Series:
-    """Read a csv of path and patient; lines that start with # are comments.
+    """Read a csv of path and patient; lines that start with # above its header are comments.
 
     Returns
     -------
     Series of str, one per path, in their order
-        Missing where the table does not name the path.
+        Missing where the table does not name the path, or no patient for it.
 
     Raises
     ------
@@ -94,15 +92,17 @@ def read_patients(file: Path, paths: Iterable[str]) -> pd.Series:
         If the file cannot be read, lacks a column, names an image twice, or names none of the images.
     """
     try:
-        table = pd.read_csv(file, comment="#", dtype=str)
+        with file.open(encoding="utf-8") as lines:
+            comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        table = pd.read_csv(file, skiprows=comments, dtype=str, keep_default_na=False, skipinitialspace=True)
     except (OSError, ValueError) as error:
         raise UserError(f"audit.patients: {file} cannot be read: {' '.join(str(error).split())}") from None
     if missing := {"path", "patient"} - set(table.columns):
         raise UserError(f"audit.patients: {file} has no column {' nor '.join(sorted(missing))}")
-    if table["path"].duplicated().any():
-        twice = table["path"][table["path"].duplicated()].iloc[0]
-        raise UserError(f"audit.patients: {file} names {twice} twice")
-    patients = table.set_index("path")["patient"].reindex(list(paths))
+    patients = table.set_index(table["path"].str.strip())["patient"].str.strip()
+    if patients.index.has_duplicates:
+        raise UserError(f"audit.patients: {file} names {patients.index[patients.index.duplicated()][0]} twice")
+    patients = patients.replace("", None).reindex(list(paths))
     if patients.isna().all():
         raise UserError(
             f"audit.patients: {file} names none of the images; it belongs to other data: set audit.patients to "
@@ -131,7 +131,7 @@ def add_groups(
     paths = table["path"].to_numpy()
     return table.assign(
         copy_group=copy_group,
-        similarity=np.where(nearest < 0, np.nan, similarity).astype(float).round(4),
+        similarity=np.where(nearest < 0, np.nan, similarity.astype(float).round(4)),
         nearest=np.where(nearest < 0, "", paths[nearest]),
         patient=pd.Series(patient, dtype=object),
         group=join_groups(copy_group.tolist(), patient),
@@ -164,11 +164,8 @@ def summarise(table: pd.DataFrame, quarantined: int) -> dict[str, int | float]:
     metrics: dict[str, int | float] = {"images": len(table), "quarantined_images": quarantined}
     for folder, rows in (("training", table[in_training]), ("testing", table[in_testing])):
         metrics[f"{folder}_images"] = len(rows)
-        for label in sorted(table["class"].unique()):
-            metrics[f"{folder}_images_{label}"] = int((rows["class"] == label).sum())
         for side in ("width", "height"):
-            for name in ("min", "mean", "max"):
-                metrics[f"{folder}_{side}_{name}"] = round(float(rows[side].agg(name)), 2) if len(rows) else 0
+            metrics[f"{folder}_{side}_mean"] = round(float(rows[side].mean()), 2) if len(rows) else 0.0
     same_bytes = table.groupby("sha256")["path"].transform("size") > 1
     copied = table["copy_group"].isin(table["copy_group"][in_training])
     patients = table["patient"].dropna()

@@ -1,6 +1,6 @@
 """The networks: the seed's four CNNs, any stack of the same blocks, and a compact residual network."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,9 @@ class Architecture:
 
     def build(self) -> nn.Module:
         """Build the network with fresh weights, drawn from torch's global generator."""
-        settings = asdict(self)
-        return {"cnn": CNN, "resnet": ResNet}[settings.pop("model")](**settings)
+        if self.model == "resnet":
+            return ResNet(self.channels, self.dropout, self.classes)
+        return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)
 
 
 class CNN(nn.Module):
@@ -140,12 +141,10 @@ class ResNet(nn.Module):
     Parameters
     ----------
     channels, dropout, classes
-        See `Architecture`; `hidden` and `size` are of no use to it.
+        See `Architecture`.
     """
 
-    def __init__(
-        self, channels: tuple[int, ...], dropout: float, classes: int, hidden: None = None, size: int = 0
-    ) -> None:
+    def __init__(self, channels: tuple[int, ...], dropout: float, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, channels[0], 5, stride=2, padding=2, bias=False),

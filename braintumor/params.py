@@ -92,7 +92,7 @@ class Train(Section):
     hidden: Count | None
     dropout: Annotated[Number, Field(ge=0, lt=1)]
     epochs: Count
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=2)]
     optimizer: Literal["sgd", "adamw"]
     lr: Positive
     schedule: Literal["cosine", "constant"]
@@ -150,7 +150,7 @@ def load_params(path: Path) -> Params:
         return Params.model_validate(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
@@ -159,7 +159,7 @@ def load_params(path: Path) -> Params:
 
 def _explain(problem: dict) -> str:
     """Say one of pydantic's findings as ``train.dropout: what is wrong``."""
-    where = ".".join(str(part) for part in problem["loc"])
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
     match problem["type"]:
         case "extra_forbidden":
             return f"{where}: unknown param{_suggest(problem['loc'])}"
@@ -181,6 +181,6 @@ def _suggest(location: tuple) -> str:
 
 if __name__ == "__main__":
     try:
-        load_params(Path(sys.argv[1]))
+        load_params(Path("params.yaml"))
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -8,16 +8,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
+from braintumor.files import replacing_file
 from braintumor.tables import TESTING, TRAINING
 
 mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+mpl.rcParams["text.parse_math"] = False  # a $ in a file's or a class's name is a $
 COLOURS = {TRAINING: "#4269d0", TESTING: "#e07b39"}
 
 
 def save(figure: Figure, file: Path) -> None:
     """Write a figure as a PNG without the version of what drew it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110, metadata={"Software": None})
+    with replacing_file(file) as beside:
+        figure.savefig(beside, dpi=110, metadata={"Software": None})
 
 
 def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list[str] | None = None) -> Figure:

@@ -16,21 +16,21 @@ def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def score_predictions(predictions: pd.DataFrame, trained_copy_groups: set[int]) -> dict[str, float | int]:
+def score_predictions(predictions: pd.DataFrame, seen_copy_groups: set[int]) -> dict[str, float | int]:
     """Score a test set, as flat metrics.
 
     Parameters
     ----------
     predictions : DataFrame with columns class, prediction and copy_group
         One row per test image.
-    trained_copy_groups : set of int
-        Copy groups with an image that the network was trained on.
+    seen_copy_groups : set of int
+        Copy groups with an image that trained the network or chose its epoch.
 
     Returns
     -------
     dict
         ``accuracy`` is over all images; in ``accuracy_distinct`` each copy group weighs one, as the share of
-        its images that are right; ``accuracy_copy_free`` is over the images without a copy in training, and
+        its images that are right; ``accuracy_copy_free`` is over the images without a copy among those seen,
         left out where there is none. ``_low`` and ``_high`` are the bounds of 95% Wilson intervals.
     """
     labels, predicted = predictions["class"].to_numpy(), predictions["prediction"].to_numpy()
@@ -38,7 +38,7 @@ def score_predictions(predictions: pd.DataFrame, trained_copy_groups: set[int]) 
     classes = sorted(set(labels) | set(predicted))
     precision, recall, f1, _ = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
     distinct = right.groupby(predictions["copy_group"].to_numpy()).mean()
-    copy_free = right[~predictions["copy_group"].isin(trained_copy_groups).to_numpy()]
+    copy_free = right[~predictions["copy_group"].isin(seen_copy_groups).to_numpy()]
     scores: dict[str, float | int] = {}
     for suffix, values in (("", right), ("_distinct", distinct), ("_copy_free", copy_free)):
         scores[f"images{suffix}"] = len(values)

@@ -19,6 +19,7 @@ from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 import requests
+from PIL import Image
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.exceptions import MaxRetryError
@@ -26,7 +27,7 @@ from urllib3.exceptions import MaxRetryError
 from braintumor.errors import UserError
 from braintumor.tables import TESTING, TRAINING
 
-IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".pgm"}
+IMAGES = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 SPLITS = {"training": TRAINING, "train": TRAINING, "testing": TESTING, "test": TESTING}
 LITTER = {"__MACOSX", ".ipynb_checkpoints", ".DS_Store", "Thumbs.db"}  # and ._*
 
@@ -35,23 +36,6 @@ LONGEST_WAIT = 60  # seconds
 BY_HAND = "download the zip in a browser and put it at data/archive.zip"
 
 Opener = Callable[[], IO[bytes]]
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `folder` once the block has ended without an error."""
-    new, old = (folder.with_name(f"{folder.name}.{word}") for word in ("partial", "old"))
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        new.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def copy_images(source: Path, target: Path, expected: int | None = None) -> None:
@@ -165,9 +149,23 @@ def arrange(
         raise UserError(
             f"{source}: the class {unknown[0]} is in {TESTING} and not in {TRAINING}; rename or delete it"
         )
+    _check_names(source, places.values())
     if (table := root / "patients.csv") in files:
         places[table] = PurePosixPath("patients.csv")
     return places, [path for path in files if path not in places]
+
+
+def _check_names(source: Path, files: Iterable[PurePosixPath]) -> None:
+    """Refuse names that a table or another disk cannot hold."""
+    seen: dict[str, PurePosixPath] = {}
+    for path in files:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{source}: the name of {str(path)!r} is not UTF-8; rename it") from None
+        other = seen.setdefault(str(path).casefold(), path)
+        if other != path:
+            raise UserError(f"{source}: {other} and {path} are one file on many disks; rename one")
 
 
 def _is_litter(path: PurePosixPath) -> bool:

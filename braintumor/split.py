@@ -91,15 +91,16 @@ def _check_classes(table: pd.DataFrame, subset: np.ndarray) -> None:
     for name in SUBSETS:
         for label in counts.index:
             if name not in counts or counts.loc[label, name] == 0:
-                groups = table["group"][table["class"] == label].nunique()
+                rows = table[table["class"] == label]
                 raise UserError(
-                    f"split: class {label} has no image in the {name} set: its {groups} groups are too few for "
-                    "split.folds and split.validation_folds; lower them or add images of other groups"
+                    f"split: class {label} has no image in the {name} set; its {len(rows)} images in "
+                    f"{rows['group'].nunique()} groups need fewer folds, another protocol or more groups"
                 )
 
 
 def describe_subsets(split: pd.DataFrame) -> str:
     """Count images by class and subset, as a table to print."""
-    counts = pd.crosstab(split["class"], split["subset"], margins=True, margins_name="all")
-    order = [name for name in (*SUBSETS, UNUSED, "all") if name in counts]
-    return counts[order].to_string()
+    counts = pd.crosstab(split["class"], split["subset"])
+    counts = counts[[name for name in (*SUBSETS, UNUSED) if name in counts]]
+    counts["all"] = counts.sum(axis=1)
+    return pd.concat([counts, counts.sum().to_frame("all").T.rename_axis("class")]).to_string()

@@ -170,11 +170,14 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        # Kept on the device: reading a value here would make a GPU wait for every step.
-        losses.append(loss.detach())
+        # Kept on the device: reading a value here would make a GPU wait for every step. The loss that is told has
+        # no label smoothing, as that of validation has none.
+        losses.append(F.cross_entropy(logits.detach().float(), target))
         predictions.append(logits.detach().argmax(1))
         labels.append(target)
     loss = torch.stack(losses).mean().item()
+    if not math.isfinite(loss):
+        raise UserError("the training has diverged: its loss is no longer a number; lower train.lr")
     return epoch_scores(torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy(), loss)
 
 

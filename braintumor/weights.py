@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from braintumor.errors import UserError
+from braintumor.files import replacing_file
 from braintumor.models import Architecture
 
 
@@ -37,10 +38,10 @@ class Description:
 
 def save_model(model: nn.Module, description: Description, weights: Path, file: Path) -> None:
     """Write weights (safetensors) and description (json)."""
-    for target in (weights, file):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, weights)
-    file.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")
+    with replacing_file(weights) as beside:
+        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, beside)
+    with replacing_file(file) as beside:
+        beside.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")
 
 
 def load_model(weights: Path, file: Path) -> tuple[nn.Module, Description]:
@@ -59,7 +60,7 @@ def load_model(weights: Path, file: Path) -> tuple[nn.Module, Description]:
         description = Description(Architecture(**architecture), **content)
         model = description.architecture.build()
         model.load_state_dict(load_file(weights))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{weights} and {file} are not a model that can be loaded: {reason}") from None
     return model, description

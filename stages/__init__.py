@@ -2,13 +2,10 @@
 
 import argparse
 import inspect
-import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
 
 from braintumor.errors import UserError
 
@@ -29,19 +26,6 @@ def run(stage: Callable[..., None]) -> None:
         sys.exit("interrupted")
 
 
-def write_json(content: dict, file: Path) -> None:
-    """Write metrics or a model's description."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_csv(table: pd.DataFrame, file: Path) -> None:
-    """Write a table without its index."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(file, index=False, lineterminator="\n")
-
-
-def check_rows(array: np.ndarray, table: pd.DataFrame, images: Path, split: Path) -> None:
-    """Make sure that row i of the image array is row i of the split."""
-    if len(array) != len(table):
-        raise UserError(f"{images} has {len(array)} images but {split} has {len(table)} rows: run dvc repro")
+def workers() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,14 +1,14 @@
 """Read every image once: the manifest, its copies and patients, what cannot be read, and pictures of it all."""
 
-import os
 from pathlib import Path
 
 from braintumor import manifest as library
 from braintumor import plots, sheets
 from braintumor.errors import UserError
+from braintumor.files import replacing_folder
 from braintumor.params import load_params
-from braintumor.tables import list_images
-from stages import run, write_csv, write_json
+from braintumor.tables import list_images, write_metrics, write_table
+from stages import run, workers
 
 
 def main(
@@ -23,29 +23,32 @@ def main(
 ) -> None:
     params = load_params(Path("params.yaml")).audit
     paths = list_images(raw)
-    table, signatures, unreadable = library.inspect_images(raw, paths, params.max_pixels, os.cpu_count() or 1)
-    write_csv(unreadable, quarantine)
-    if len(unreadable) > params.max_quarantined * len(paths):
+    table, signatures, unreadable = library.inspect_images(raw, paths, params.max_pixels, workers())
+    write_table(unreadable, quarantine)
+    if not paths:
+        raise UserError(f"{raw}: holds no image in Training/<class>/ or Testing/<class>/: run the stage download")
+    if table.empty or len(unreadable) > params.max_quarantined * len(paths):
         raise UserError(
             f"audit: {len(unreadable)} of {len(paths)} images cannot be read, more than "
             f"audit.max_quarantined={params.max_quarantined:g} allows; {quarantine} lists each with its reason"
         )
     patients = library.read_patients(Path(params.patients), table["path"]) if params.patients else None
     table = library.add_groups(table, signatures, patients, params.similarity)
-    write_csv(table, manifest)
+    write_table(table, manifest)
     summary = library.summarise(table, len(unreadable))
-    write_json(summary, metrics)
-    write_csv(library.count_classes(table), classes)
-    write_csv(table[["folder", "width", "height"]], sizes)
+    write_metrics(summary, metrics)
+    write_table(library.count_classes(table), classes)
+    write_table(table[["folder", "width", "height"]], sizes)
     plots.save(plots.overview(table), overview)
-    pictures.mkdir(parents=True, exist_ok=True)
-    for name, figure in sheets.audit_sheets(table, raw):
-        plots.save(figure, pictures / f"{name}.png")
+    with replacing_folder(pictures) as folder:
+        for name, figure in sheets.audit_sheets(table, raw):
+            plots.save(figure, folder / f"{name}.png")
     print(
         f"{summary['images']} images, {summary['distinct_images']} distinct, {len(unreadable)} unreadable; "
-        f"{summary['copied_testing_images']} of {summary['testing_images']} test images are copies of a training "
-        f"image; {summary['patients_in_both']} of {summary['patients_in_testing']} known test patients are in "
-        f"training; {summary['contradictory_copy_groups']} copy groups with contradictory labels"
+        f"{summary['copied_testing_images']} of {summary['testing_images']} images in Testing are copies of one "
+        f"in Training; patients known for {summary['images_of_known_patients']} images, "
+        f"{summary['patients_in_both']} of {summary['patients_in_testing']} in Testing are in Training as well; "
+        f"{summary['contradictory_copy_groups']} groups of copies with contradictory labels"
     )
 
 

@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 
 from braintumor.errors import UserError
+from braintumor.files import replacing_folder
 from braintumor.params import Data, load_params
 from braintumor.phantom import make_phantom
-from braintumor.sources import copy_images, fetch_kaggle, replacing
+from braintumor.sources import copy_images, fetch_kaggle
 from braintumor.tables import list_images
 from stages import run
 
@@ -14,11 +15,11 @@ from stages import run
 def main(raw: Path) -> None:
     params = load_params(Path("params.yaml")).data
     try:
-        with replacing(raw) as target:
+        with replacing_folder(raw) as target:
             if params.source == "kaggle":
                 bring_kaggle(params, raw.parent, target)
             elif params.source == "folder":
-                copy_images(Path(params.folder), target)
+                copy_images(Path(params.folder).expanduser(), target)
             else:
                 make_phantom(target, params.phantom_patients, params.seed)
     except OSError as error:  # no space, no permission, a link that leads nowhere

@@ -9,10 +9,10 @@ from braintumor.batches import Batches
 from braintumor.errors import UserError
 from braintumor.params import load_params
 from braintumor.scores import describe_scores, score_predictions
-from braintumor.tables import TEST, TRAIN, read_table
+from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table, write_metrics, write_table
 from braintumor.training import choose_device, predict
 from braintumor.weights import load_model
-from stages import check_rows, run, write_csv, write_json
+from stages import run
 
 
 def main(
@@ -29,8 +29,7 @@ def main(
     device = choose_device(params.device, params.threads)
     model, described = load_model(weights, description)
     table = read_table(split)
-    array = np.load(images, mmap_mode="r")
-    check_rows(array, table, images, split)
+    array = read_images(images, table)
     classes = list(described.classes)
     if classes != sorted(table["class"].unique()):
         raise UserError(
@@ -46,11 +45,11 @@ def main(
     tested["prediction"] = [classes[i] for i in probabilities.argmax(1)]
     for i, name in enumerate(classes):
         tested[f"probability_{name}"] = probabilities[:, i].round(6)
-    write_csv(tested, predictions)
-    trained = set(table["copy_group"][table["subset"] == TRAIN])
-    scores = score_predictions(tested, trained)
-    write_json(scores, metrics)
-    write_csv(
+    write_table(tested, predictions)
+    seen = set(table["copy_group"][table["subset"].isin([TRAIN, VALIDATION])])
+    scores = score_predictions(tested, seen)
+    write_metrics(scores, metrics)
+    write_table(
         tested.rename(columns={"class": "actual", "prediction": "predicted"})[["actual", "predicted"]],
         confusion,
     )

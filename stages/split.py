@@ -4,8 +4,8 @@ from pathlib import Path
 
 from braintumor.params import load_params
 from braintumor.split import assign_subsets, describe_subsets
-from braintumor.tables import TESTING, read_table
-from stages import run, write_csv
+from braintumor.tables import TESTING, read_table, write_table
+from stages import run
 
 
 def main(manifest: Path, split: Path) -> None:
@@ -18,7 +18,7 @@ def main(manifest: Path, split: Path) -> None:
     table["subset"] = assign_subsets(
         table, params.protocol, params.folds, params.fold, params.validation_folds, params.seed
     )
-    write_csv(table[["path", "class", "copy_group", "patient", "group", "subset"]], split)
+    write_table(table[["path", "class", "copy_group", "patient", "group", "subset"]], split)
     print(describe_subsets(table))
 
 

@@ -12,10 +12,10 @@ from dvclive import Live
 from braintumor.batches import Augmentation, Batches, measure
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import load_params
-from braintumor.tables import TRAIN, VALIDATION, read_table
+from braintumor.tables import TRAIN, VALIDATION, read_images, read_table, write_metrics, write_table
 from braintumor.training import Recipe, choose_device, choose_precision, fit
 from braintumor.weights import Description, save_model
-from stages import check_rows, run, write_csv, write_json
+from stages import run
 
 
 def main(
@@ -26,8 +26,7 @@ def main(
     device = choose_device(train.device, train.threads)
     precision = choose_precision(train.precision, device)
     table = read_table(split)
-    array = np.load(images, mmap_mode="r")
-    check_rows(array, table, images, split)
+    array = read_images(images, table)
     classes = sorted(table["class"].unique())
     labels = table["class"].map(classes.index).to_numpy()
     trained, validated = (np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION))
@@ -70,10 +69,10 @@ def main(
         weights,
         description,
     )
-    write_csv(pd.DataFrame([{"epoch": epoch.number} | epoch.flat() for epoch in epochs]), curves)
+    write_table(pd.DataFrame([{"epoch": epoch.number} | epoch.flat() for epoch in epochs]), curves)
     best = [epoch for epoch in epochs if epoch.best][-1]
     summary = {"parameters": count_parameters(model), "epochs": len(epochs), "best_epoch": best.number}
-    write_json(summary | best.flat(), metrics)
+    write_metrics(summary | best.flat(), metrics)
 
 
 if __name__ == "__main__":

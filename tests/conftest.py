@@ -41,6 +41,11 @@ class Checkout:
     def stages_run_by(self, command):
         return re.findall(r"Running stage '(\w+)'", self.run(command))
 
+    def link_venv(self):
+        """Give the checkout the environment that make has made, newer than its lock."""
+        (self.folder / ".venv").symlink_to(PROJECT / ".venv")
+        os.utime(self.folder / "requirements.lock", (0, 0))
+
     def params(self, changes):
         """Change some params in params.yaml: section -> name -> value."""
         file = self.folder / "params.yaml"

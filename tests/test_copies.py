@@ -57,12 +57,12 @@ def test_images_of_one_value_are_copies_only_by_their_bytes():
 def test_blocks_give_what_the_whole_matrix_gives(block):
     greys = [picture(seed) for seed in (0, 1, 2, 3)]
     rows = signatures(*greys, greys[2][:, ::-1], greys[0], picture(9), greys[2])
-    whole = similarity(rows, rows)
+    whole = np.round(similarity(rows, rows), 4)
     np.fill_diagonal(whole, -np.inf)
     groups, nearest, value = find_copies(rows, [str(i) for i in range(8)], 0.99, block)
     assert groups.tolist() == [0, 1, 2, 3, 2, 0, 4, 2]
-    assert np.allclose(value, whole.max(axis=1), atol=1e-6)
-    assert np.allclose(whole[np.arange(8), nearest], value, atol=1e-6)
+    assert np.allclose(value, whole.max(axis=1), atol=1e-4)
+    assert nearest.tolist() == whole.argmax(axis=1).tolist()  # the first of several equal ones
 
 
 def test_a_single_image_has_no_neighbour():

@@ -5,6 +5,7 @@ from PIL import Image
 from braintumor.images import (
     UnreadableImageError,
     crop_head,
+    decode_image,
     load_squares,
     read_image,
     resize_square,
@@ -24,6 +25,10 @@ def test_colour_is_weighted_as_luma():
     # ITU-R 601: 0.299 R + 0.587 G + 0.114 B
     red, green, blue = (Image.new("RGB", (1, 1), colour) for colour in ("#ff0000", "#00ff00", "#0000ff"))
     assert [int(to_grey(image)[0, 0]) for image in (red, green, blue)] == [76, 150, 29]
+
+
+def test_printing_colours_are_understood():
+    assert to_grey(Image.new("CMYK", (1, 1), (0, 0, 0, 51))).tolist() == [[204]]
 
 
 def test_a_palette_is_looked_up():
@@ -96,14 +101,21 @@ def test_what_cannot_be_decoded_says_why(tmp_path):
     good = tmp_path / "good.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(good)
     content = good.read_bytes()
-    cases = {"empty": (b"", "empty file"), "text": (b"hello", "not an image"), "cut": (content[:900], "truncated")}
-    for name, (data, reason) in cases.items():
-        file = tmp_path / f"{name}.jpg"
-        file.write_bytes(data)
+    for data, reason in ((b"", "empty file"), (b"hello", "not an image"), (content[:900], "truncated")):
         with pytest.raises(UnreadableImageError, match=reason):
-            read_image(file)
+            decode_image(data)
     with pytest.raises(UnreadableImageError, match="64 x 64 is over the limit of 4095 pixels"):
-        read_image(good, max_pixels=4095)
+        decode_image(content, max_pixels=4095)
+
+
+def test_a_machine_that_cannot_read_is_not_a_bad_image(tmp_path, monkeypatch):
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "b.png")
+    monkeypatch.setattr(Image.Image, "load", lambda _: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")
 
 
 def test_cropping_leaves_the_head():

@@ -52,6 +52,7 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
             "train.model: must be 'resnet', 'cnn', 'cnn0', 'cnn1', 'cnn2' or 'cnn3', got 'vgg'",
         ),
         ({"train.model": "cnn"}, "train: model=cnn needs channels and hidden"),
+        ({"train.batch_size": 1}, "train.batch_size: must be greater than or equal to 2, got 1"),
         ({"train.hidden": 8}, "train: model=resnet has no hidden layer: hidden must be null"),
         ({"data.source": "folder"}, "data: source=folder needs folder"),
         ({"split.fold": 5}, "split: fold 5 does not exist: 5 folds are 0 to 4"),
@@ -74,10 +75,10 @@ def test_a_missing_param_or_section_is_named(tmp_path):
         load_params(file)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "", "- 1"])
+@pytest.mark.parametrize("text", ["a: [1", "", "- 1", "\xff"])
 def test_a_file_that_is_no_mapping_is_one_line(tmp_path, text):
     file = tmp_path / "params.yaml"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(UserError) as caught:
         load_params(file)
     assert str(file) in str(caught.value)

@@ -121,9 +121,19 @@ def test_a_param_that_does_not_exist_is_one_line_before_any_work(checkout):
     assert "error: params.yaml: train.droput: unknown param, did you mean dropout?" in output
     assert "Traceback" not in output
     checkout.params({"train": {"epochs": "many"}})
-    output = checkout.run("make -o .venv/installed repro", code=1)
+    checkout.link_venv()
+    output = checkout.run("make repro", code=1)
     assert "train.epochs: must be a valid integer, got 'many'" in output
     assert "Running stage" not in output
+
+
+def test_experiments_start_from_a_clean_clone(finished, tmp_path):
+    clone = finished.clone(tmp_path / "clone")  # no out is in place
+    clone.run("dvc exp run --temp --name warm -S train.dropout=0.4")
+    clone.run("dvc exp run --queue --name cold -S train.dropout=0.1 && dvc exp run --run-all")
+    assert clone.run("git status --porcelain") == ""
+    for name in ("warm", "cold"):
+        assert "train.dropout" in clone.run(f"dvc params diff HEAD {name} --md")
 
 
 def test_a_push_and_a_pull_leave_nothing_to_do(finished, tmp_path):
@@ -160,23 +170,61 @@ def make_folder(target, folders, n=12):
 
 
 @pytest.mark.parametrize(
-    ("folders", "protocol"), [(["."], "grouped"), (["."], "official"), (["Training", "Testing"], "copy_free")]
+    ("folders", "protocol", "patients"),
+    [(["."], "grouped", "data/raw/patients.csv"), (["Training", "Testing"], "copy_free", None)],
 )
-def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(checkout, tmp_path, folders, protocol):
+def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(
+    checkout, tmp_path, folders, protocol, patients
+):
     make_folder(tmp_path / "mine", folders)
     (tmp_path / "mine" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "mine" / "patients.csv").write_text(
+        "path,patient\n" + "".join(f"Training/dogs/{i:02}.png,rex\n" for i in range(4))
+    )
     checkout.params(
         {
             "data": {"source": "folder", "folder": str(tmp_path / "mine")},
-            "audit": {"patients": None},
+            "audit": {"patients": patients},
             "split": {"protocol": protocol},
         }
     )
     checkout.run("dvc repro")
+    split = read_table(checkout.folder / "data/split.csv")
+    assert split["patient"].dropna().tolist() == (["rex"] * 4 if patients else [])
+    assert split["subset"][split["patient"] == "rex"].nunique() <= 1
     assert read_json(checkout, "models/model.json")["classes"] == ["cats", "dogs"]
     test = read_json(checkout, "metrics/test.json")
     assert "sensitivity_dogs" in test
     assert test["images"] == (24 if protocol == "copy_free" else 8)
+
+
+def test_a_download_that_fails_leaves_what_was_there(checkout):
+    before = sorted((checkout.folder / "data/raw").rglob("*"))
+    checkout.params({"data": {"source": "folder", "folder": "/no/such/folder"}})
+    output = checkout.run("dvc repro", code=1)
+    assert "error: /no/such/folder: does not exist" in output
+    assert sorted((checkout.folder / "data/raw").rglob("*")) == before
+
+
+def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
+    before = (checkout.folder / "metrics/data.json").read_text()
+    checkout.params({"split": {"seed": 7}})
+    checkout.run("python -m stages.split --manifest data/manifest.csv --split data/split.csv")
+    checkout.run("git checkout params.yaml && dvc checkout --force")
+    assert "up to date" in checkout.run("dvc status")
+    assert (checkout.folder / "metrics/data.json").read_text() == before
+
+
+def test_a_model_of_other_classes_is_refused(checkout):
+    file = checkout.folder / "models/model.json"
+    content = json.loads(file.read_text())
+    file.unlink()
+    file.write_text(json.dumps(content | {"classes": content["classes"][::-1]}))
+    output = checkout.run(DVC["stages"]["evaluate"]["cmd"], code=1)
+    assert "error: models/model.json knows the classes pituitary, notumor, meningioma, glioma, but" in output
+    np.save(checkout.folder / "few.npy", np.zeros((3, 48, 48), np.uint8))
+    output = checkout.run(DVC["stages"]["evaluate"]["cmd"].replace("data/images.npy", "few.npy"), code=1)
+    assert "error: few.npy has 3 images but the split has" in output
 
 
 def test_phantoms_with_a_table_of_other_patients_are_refused(checkout):

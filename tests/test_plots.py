@@ -62,3 +62,8 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path, manifest):
     for name in ("a", "b"):
         plots.save(plots.overview(manifest), tmp_path / f"{name}.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_dollar_in_a_name_is_a_dollar(tmp_path):
+    plots.save(plots.sheet([[(np.zeros((4, 4), np.uint8), "x$^$.png")]], "$\\frac$"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()

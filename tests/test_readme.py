@@ -1,7 +1,6 @@
 """The README's commands, as they stand there, in a clean clone on a tiny phantom set."""
 
 import json
-import os
 import re
 
 import pytest
@@ -19,8 +18,7 @@ IN_CI = ["make demo", "make test"]  # .ci/run runs these two
 def test_its_commands_work_from_a_clean_clone(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
     make_folder(tmp_path / "my-images", ["."])
-    (clone.folder / ".venv").symlink_to(PROJECT / ".venv")
-    os.utime(clone.folder / "requirements.lock", (0, 0))  # older than what make has installed
+    clone.link_venv()
     clone.env["HOME"] = str(tmp_path)
     clone.run("set -ex\n" + "\n".join(command for command in COMMANDS if command not in IN_CI))
     rows = json.loads(clone.run("dvc exp show --json"))

@@ -46,7 +46,7 @@ def test_sensitivity_and_specificity_are_counted_per_class(predictions):
 
 
 def test_each_copy_group_weighs_one_and_the_copied_are_left_out(predictions):
-    scores = score_predictions(predictions, trained_copy_groups={1, 6, 99})
+    scores = score_predictions(predictions, seen_copy_groups={1, 6, 99})
     # Groups 1 to 7: 2/3, 1, 1, 0, 1, 0, 1 right.
     assert scores["images_distinct"] == 7
     assert scores["accuracy_distinct"] == pytest.approx((2 / 3 + 4) / 7, abs=5e-5)
@@ -57,7 +57,7 @@ def test_each_copy_group_weighs_one_and_the_copied_are_left_out(predictions):
 
 
 def test_a_subset_without_images_has_no_score(predictions):
-    scores = score_predictions(predictions, trained_copy_groups=set(range(10)))
+    scores = score_predictions(predictions, seen_copy_groups=set(range(10)))
     assert scores["images_copy_free"] == 0
     assert "accuracy_copy_free" not in scores
     assert "copy in training" not in describe_scores(scores)

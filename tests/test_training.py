@@ -94,7 +94,7 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one():
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():
     rates = [learning_rate(step, 100, 0.4, "cosine", 0.2) for step in range(100)]
-    assert rates[0] == pytest.approx(0.4 / 21)
+    assert np.diff(rates[:21]) == pytest.approx(rates[0])  # even steps up from 0 before the first
     assert rates[20] == 0.4 == max(rates)
     assert rates[60] == pytest.approx(0.4 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert 0 < rates[99] < 0.001
@@ -106,6 +106,11 @@ def test_the_rate_of_each_epoch_is_told():
     steps = sets[0].steps
     expected = [learning_rate(steps * n - 1, 3 * steps, 0.05, "cosine", 0.1) for n in (1, 2, 3)]
     assert [epoch.lr for epoch in epochs] == expected
+
+
+def test_a_training_that_diverges_is_an_error():
+    with pytest.raises(UserError, match=r"diverged.*lower train\.lr"):
+        train(replace(lr=1e12))
 
 
 def test_norms_and_biases_do_not_decay():

@@ -1,0 +1,50 @@
+import os
+
+import pytest
+
+from braintumor.files import replacing_file, replacing_folder
+
+
+def test_a_file_is_replaced_and_a_link_to_the_old_one_is_left_alone(tmp_path):
+    file, link = tmp_path / "a.csv", tmp_path / "cache"
+    file.write_text("old")
+    os.link(file, link)
+    with replacing_file(file) as beside:
+        beside.write_text("new")
+        assert beside.suffix == ".csv"
+    assert (file.read_text(), link.read_text()) == ("new", "old")
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("old")
+    with pytest.raises(KeyError), replacing_file(file) as beside:
+        beside.write_text("half")
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert file.read_text() == "old"
+
+
+def test_an_error_leaves_the_folder_as_it_was(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "old").touch()
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "raw") as folder:
+        (folder / "new").touch()
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["raw", "old"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "old").touch()
+    with replacing_folder(tmp_path / "raw") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["raw", "new"]
+
+
+def test_a_folder_put_aside_by_a_killed_run_comes_back(tmp_path):
+    (tmp_path / "raw.old").mkdir()
+    (tmp_path / "raw.old" / "old").touch()
+    with pytest.raises(KeyError), replacing_folder(tmp_path / "raw"):
+        raise KeyError
+    assert (tmp_path / "raw" / "old").exists()
