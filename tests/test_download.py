@@ -377,6 +377,8 @@ def test_links_are_followed(tmp_path):
         ([*SIX, "Testing/three/.DS_Store"], "Testing/three holds no image"),
         ([*SIX, "Testing/three/0.png"], "the class three is in Testing and not in Training"),
         (["Testing/a/0.png", "Testing/b/0.png"], "needs one folder Training"),
+        ([*SIX, "Training/one/A.png", "Training/one/a.PNG"], "Training/one/A.png and Training/one/a.PNG are one"),
+        ([*SIX, "Training/one/\udcff.png"], "is not UTF-8"),
         (
             [*SIX, "training/one/0.png"],
             "needs one folder Training and at most one Testing, has Testing, Training, training",
