@@ -103,6 +103,7 @@ class Train(Section):
     shift: Share
     rotation: Annotated[Number, Field(ge=0, le=180)]
     brightness: Share
+    averaging: Annotated[Number, Field(ge=0, lt=1)]
     patience: Count | None
     seed: Seed
     device: Device

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from braintumor.batches import Augmentation, Batches
@@ -70,6 +71,7 @@ class Recipe:
     weight_decay: float
     label_smoothing: float
     patience: int | None
+    averaging: float
     seed: int
 
 
@@ -100,13 +102,12 @@ def epoch_scores(labels: np.ndarray, predictions: np.ndarray, loss: float) -> Ep
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; `best` says that no earlier one did better in validation."""
+    """What one epoch came to."""
 
     number: int
     lr: float
     train: EpochScores
     validation: EpochScores
-    best: bool
 
     def flat(self) -> dict[str, float]:
         """Return lr, train_loss, train_accuracy and so on, each with five significant digits or decimals."""
@@ -152,6 +153,7 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: flo
 
 def train_epoch(
     model: nn.Module,
+    averaged: AveragedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     rates: list[float],
@@ -170,6 +172,7 @@ def train_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        averaged.update_parameters(model)
         # Kept on the device: reading a value here would make a GPU wait for every step. The loss that is told has
         # no label smoothing, as that of validation has none.
         losses.append(F.cross_entropy(logits.detach().float(), target))
@@ -192,45 +195,108 @@ def predict(model: nn.Module, batches: Batches, precision: torch.dtype = torch.f
     return torch.cat(logits).cpu()
 
 
-def fit(
-    model: nn.Module,
-    train: Batches,
-    validation: Batches,
-    augmentation: Augmentation,
-    recipe: Recipe,
-    precision: torch.dtype,
-) -> Iterator[Epoch]:
-    """Train a network, epoch by epoch; after the last one it holds the weights of the best.
+class Training:
+    """A training that can be put away after any epoch and taken up again as if nothing had happened.
 
-    The best epoch has the highest validation accuracy and, among equals, the lowest validation loss.
+    Order, augmentation and dropout of an epoch come from one seed, so that no generator's state is part of it.
 
-    Yields
-    ------
-    Epoch
-        As soon as it is done.
+    Parameters
+    ----------
+    model : nn.Module
+        With fresh weights.
+    train, validation : Batches
+    augmentation : Augmentation
+    recipe : Recipe
+    precision : torch.dtype
+
+    Attributes
+    ----------
+    epochs : list of Epoch
+        What has been done so far.
     """
-    model.to(train.device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, recipe.optimizer, recipe.weight_decay)
-    steps = recipe.epochs * train.steps
-    rates = [learning_rate(step, steps, recipe.lr, recipe.schedule, recipe.warmup) for step in range(steps)]
-    labels = validation.labels.cpu()
-    best, best_state, best_number = (-1.0, 0.0), {}, 0
-    for number in range(1, recipe.epochs + 1):
-        # One seed per epoch, for order, augmentation and dropout: no generator's state has to be carried over.
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        validation: Batches,
+        augmentation: Augmentation,
+        recipe: Recipe,
+        precision: torch.dtype,
+    ) -> None:
+        self.model = model.to(train.device, memory_format=torch.channels_last)
+        self.train, self.validation, self.augmentation = train, validation, augmentation
+        self.recipe, self.precision = recipe, precision
+        self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.weight_decay)
+        self.averaged = AveragedModel(self.model, avg_fn=decaying_average(recipe.averaging), use_buffers=True)
+        self.epochs: list[Epoch] = []
+        self.best_weights: dict[str, Tensor] = {}
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch with the highest validation accuracy and, among equals, the lowest validation loss."""
+        return max(self.epochs, key=lambda epoch: (epoch.validation.accuracy, -epoch.validation.loss))
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or as many without a better one as patience allows."""
+        number, patience = len(self.epochs), self.recipe.patience
+        waited = number - self.best.number if self.epochs else 0
+        return number == self.recipe.epochs or (patience is not None and waited >= patience)
+
+    def run_epoch(self) -> Epoch:
+        """Train on every batch once and validate the averaged weights."""
+        number, steps = len(self.epochs) + 1, self.train.steps
+        recipe = self.recipe
+        rates = [
+            learning_rate(step, recipe.epochs * steps, recipe.lr, recipe.schedule, recipe.warmup)
+            for step in range((number - 1) * steps, number * steps)
+        ]
         seed = recipe.seed * 100_003 + number
         torch.manual_seed(seed)
-        batches = train.shuffled(augmentation, seed)
-        bar = tqdm(batches, f"epoch {number}/{recipe.epochs}", train.steps, leave=False, disable=None)
-        own_rates = rates[(number - 1) * train.steps : number * train.steps]
-        scores = train_epoch(model, bar, optimizer, own_rates, recipe.label_smoothing, precision)
-        logits = predict(model, validation, precision)
+        batches = self.train.shuffled(self.augmentation, seed)
+        bar = tqdm(batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None)
+        trained = train_epoch(
+            self.model, self.averaged, bar, self.optimizer, rates, recipe.label_smoothing, self.precision
+        )
+        logits, labels = predict(self.averaged, self.validation, self.precision), self.validation.labels.cpu()
         loss = F.cross_entropy(logits, labels).item()
         validated = epoch_scores(labels.numpy(), logits.argmax(1).numpy(), loss)
-        better = (validated.accuracy, -validated.loss) > best
-        if better:
-            best, best_number = (validated.accuracy, -validated.loss), number
-            best_state = copy.deepcopy(model.state_dict())
-        yield Epoch(number, own_rates[-1], scores, validated, better)
-        if recipe.patience is not None and number - best_number >= recipe.patience:
-            break
-    model.load_state_dict(best_state)
+        self.epochs.append(Epoch(number, rates[-1], trained, validated))
+        if self.best.number == number:
+            self.best_weights = copy.deepcopy(self.averaged.module.state_dict())
+        return self.epochs[-1]
+
+    def state(self) -> dict:
+        """Return all that has changed since the start, as tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best_weights": self.best_weights,
+            "epochs": [asdict(epoch) for epoch in self.epochs],
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go back to where `state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_weights = state["best_weights"]
+        self.epochs = [
+            Epoch(epoch["number"], epoch["lr"], EpochScores(**epoch["train"]), EpochScores(**epoch["validation"]))
+            for epoch in state["epochs"]
+        ]
+
+
+def decaying_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return how an average takes in a new value: exponentially with `decay`, faster at the start.
+
+    A decay of 0 makes the average the newest value.
+    """
+
+    def average(averaged: Tensor, value: Tensor, count: Tensor) -> Tensor:
+        weight = min(decay, float(count) / (float(count) + 10))
+        return averaged * weight + value * (1 - weight)
+
+    return average

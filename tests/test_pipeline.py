@@ -2,6 +2,9 @@
 
 import ast
 import json
+import re
+import signal
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -213,6 +216,29 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
     checkout.run("git checkout params.yaml && dvc checkout --force")
     assert "up to date" in checkout.run("dvc status")
     assert (checkout.folder / "metrics/data.json").read_text() == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, number, code):
+    outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
+    command = DVC["stages"]["train"]["cmd"]
+    checkout.params({"train": {"epochs": 8}})
+    assert "going on" not in checkout.run(command)
+    undisturbed = [(checkout.folder / out).read_bytes() for out in outs]
+    process = subprocess.Popen(
+        command.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/8"):
+            process.send_signal(number)
+            break
+    process.stdout.close()
+    assert process.wait() == code
+    output = checkout.run(command)
+    assert re.search(r"going on after epoch [234] of 8", output)
+    assert "epoch 1/8" not in output
+    assert [(checkout.folder / out).read_bytes() for out in outs] == undisturbed
+    assert not (checkout.folder / "models/unfinished").exists()
 
 
 def test_a_model_of_other_classes_is_refused(checkout):

@@ -6,14 +6,16 @@ import torch
 from torch import nn
 
 from braintumor.batches import Augmentation, Batches
+from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.errors import UserError
 from braintumor.models import Architecture
 from braintumor.training import (
     Recipe,
+    Training,
     choose_device,
     choose_precision,
+    decaying_average,
     epoch_scores,
-    fit,
     learning_rate,
     make_optimizer,
     predict,
@@ -22,7 +24,7 @@ from braintumor.training import (
 CPU = torch.device("cpu")
 RECIPE = Recipe(
     epochs=6, optimizer="sgd", lr=0.05, schedule="cosine", warmup=0.1, weight_decay=5e-4, label_smoothing=0.1,
-    patience=None, seed=3,
+    averaging=0.9, patience=None, seed=3,
 )  # fmt: skip
 AUGMENTATION = Augmentation(flip=0.5, shift=0.05, rotation=5, brightness=0.1)
 
@@ -41,55 +43,100 @@ def make_sets(n=320, size=32):
     ]
 
 
-def train(recipe=RECIPE, precision=torch.float32, sets=None):
+def train(recipe=RECIPE, precision=torch.float32, epochs=None, state=None):
     choose_device("cpu", 2)
     torch.manual_seed(recipe.seed)
     model = Architecture.named("resnet", [8, 16], None, 0.1, 32, 2).build()
-    sets = sets or make_sets()
-    epochs = list(fit(model, *sets, AUGMENTATION, recipe, precision))
-    return model, epochs, sets
+    training = Training(model, *make_sets(), AUGMENTATION, recipe, precision)
+    if state:
+        training.restore(state)
+    while not training.done and len(training.epochs) != epochs:
+        training.run_epoch()
+    return training
 
 
 def replace(**changes):
     return Recipe(**RECIPE.__dict__ | changes)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_network_learns_what_there_is_to_learn(optimizer):
-    lr = {"sgd": 0.1, "adamw": 0.01}[optimizer]
-    _, epochs, _ = train(replace(optimizer=optimizer, lr=lr, epochs=8))
-    assert max(epoch.validation.accuracy for epoch in epochs) == 1.0
-
-
-def test_bfloat16_learns_too():
-    _, epochs, _ = train(replace(lr=0.1, epochs=8), torch.bfloat16)
-    assert max(epoch.validation.accuracy for epoch in epochs) == 1.0
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "precision"),
+    [("sgd", 0.1, torch.float32), ("adamw", 0.01, torch.float32), ("sgd", 0.1, torch.bfloat16)],
+)
+def test_a_network_learns_what_there_is_to_learn(optimizer, lr, precision):
+    training = train(replace(optimizer=optimizer, lr=lr, epochs=8), precision)
+    assert training.best.validation.accuracy == 1.0
 
 
 def test_equal_seeds_give_equal_weights_and_scores_and_another_seed_others():
-    (first, scores, _), (again, same, _), (other, _, _) = train(), train(), train(replace(seed=4))
-    assert scores == same
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name]), name
-    assert not torch.equal(first.head.weight, other.head.weight)
+    first, again, other = train(), train(), train(replace(seed=4))
+    assert first.epochs == again.epochs
+    for name, value in first.best_weights.items():
+        assert torch.equal(value, again.best_weights[name]), name
+    assert not torch.equal(first.best_weights["head.weight"], other.best_weights["head.weight"])
 
 
-def test_the_network_ends_with_the_weights_of_its_best_epoch():
-    model, epochs, (_, validation) = train(replace(epochs=4, lr=0.02))
-    best = [epoch for epoch in epochs if epoch.best][-1]
-    assert best.validation.accuracy == max(epoch.validation.accuracy for epoch in epochs)
-    logits = predict(model, validation)
-    assert (logits.argmax(1) == validation.labels).float().mean().item() == pytest.approx(best.validation.accuracy)
-    assert nn.functional.cross_entropy(logits, validation.labels).item() == pytest.approx(
-        best.validation.loss, abs=1e-5
-    )
+def test_the_best_weights_are_those_that_scored_best():
+    training = train(replace(epochs=4, lr=0.02))
+    best = training.best
+    assert best.validation.accuracy == max(epoch.validation.accuracy for epoch in training.epochs)
+    training.model.load_state_dict(training.best_weights)
+    logits, labels = predict(training.model, training.validation), training.validation.labels
+    assert (logits.argmax(1) == labels).float().mean().item() == pytest.approx(best.validation.accuracy)
+    assert nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best.validation.loss, abs=1e-5)
 
 
 def test_patience_stops_after_so_many_epochs_without_a_better_one():
     # At a rate of nothing no epoch is better than the first but for batch norm's averages.
-    _, epochs, _ = train(replace(lr=1e-12, epochs=40, patience=3))
-    best = max(epoch.number for epoch in epochs if epoch.best)
-    assert len(epochs) == best + 3 < 40
+    training = train(replace(lr=1e-12, epochs=60, patience=3))
+    assert len(training.epochs) == training.best.number + 3 < 60
+
+
+def test_averaged_weights_follow_at_the_decay():
+    average = decaying_average(0.9)
+    values = [
+        average(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(count)).item() for count in (0, 10, 10**6)
+    ]
+    assert values == pytest.approx([2.0, 1.5, 1.1])  # at the start as of 10 earlier steps
+    newest = train(replace(epochs=2, averaging=0.0))
+    for name, value in newest.model.state_dict().items():
+        assert torch.equal(value, newest.averaged.module.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimizer, tmp_path):
+    recipe = replace(optimizer=optimizer, lr=0.01, epochs=4)
+    whole = train(recipe)
+    for stop in (1, 3):
+        checkpoint = Checkpoint(tmp_path / optimizer, f"key{stop}")
+        assert checkpoint.load() is None
+        half = train(recipe, epochs=stop)
+        checkpoint.save(half.state())
+        again = train(recipe, state=checkpoint.load())
+        assert again.epochs == whole.epochs
+        for name, value in whole.best_weights.items():
+            assert torch.equal(value, again.best_weights[name]), name
+        checkpoint.delete()
+    assert not (tmp_path / optimizer).exists()
+
+
+def test_the_key_of_a_state_is_that_of_files_and_values(tmp_path):
+    files = [tmp_path / "a", tmp_path / "b"]
+    for file in files:
+        file.write_text(file.name)
+    keys = {fingerprint(files, 1), fingerprint(files, 2), fingerprint(files[::-1], 1), fingerprint(files[:1], 1)}
+    assert len(keys) == 4
+    assert fingerprint(files, 1) in keys
+    files[1].write_text("c")
+    assert fingerprint(files, 1) not in keys
+
+
+def test_a_damaged_state_is_an_error(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "key")
+    checkpoint.save({"a": torch.ones(3)})
+    checkpoint.file.write_bytes(checkpoint.file.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"cannot be read.*delete it"):
+        checkpoint.load()
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():
@@ -102,10 +149,10 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
 
 
 def test_the_rate_of_each_epoch_is_told():
-    _, epochs, sets = train(replace(epochs=3))
-    steps = sets[0].steps
+    training = train(replace(epochs=3))
+    steps = training.train.steps
     expected = [learning_rate(steps * n - 1, 3 * steps, 0.05, "cosine", 0.1) for n in (1, 2, 3)]
-    assert [epoch.lr for epoch in epochs] == expected
+    assert [epoch.lr for epoch in training.epochs] == expected
 
 
 def test_a_training_that_diverges_is_an_error():
