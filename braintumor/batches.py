@@ -27,14 +27,20 @@ class Augmentation:
         Largest shift along each axis, as a share of the side.
     rotation : float
         Largest rotation, in degrees.
+    scale : float
+        Largest zoom, in and out, as a share: 0.25 is from 1 / 1.25 to 1.25 times the size.
     brightness : float
         The grey values are multiplied by a factor between 1 - brightness and 1 + brightness.
+    contrast : float
+        Their distances from the image's mean are multiplied by a factor between 1 - contrast and 1 + contrast.
     """
 
     flip: float
     shift: float
     rotation: float
+    scale: float
     brightness: float
+    contrast: float
 
     def warps(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw one affine map per image, from places in the result to places in the image.
@@ -45,17 +51,31 @@ class Augmentation:
         -------
         Tensor of shape (n, 2, 3), float32
         """
-        draw = torch.rand(n, 4, generator=generator)
+        draw = torch.rand(n, 5, generator=generator)
         angle = (draw[:, 0] * 2 - 1) * self.rotation * pi / 180
         shift = (draw[:, 1:3] * 2 - 1) * self.shift * 2
         mirror = 1 - 2 * (draw[:, 3] < self.flip).float()
-        cos, sin = angle.cos(), angle.sin()
+        zoom = (1 + self.scale) ** (draw[:, 4] * 2 - 1)
+        cos, sin = angle.cos() / zoom, angle.sin() / zoom
         rows = [cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]]
         return torch.stack(rows, dim=1).reshape(n, 2, 3)
 
-    def factors(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw the factor of each image's grey values: shape (n, 1, 1, 1), float32."""
-        return 1 + (torch.rand(n, 1, 1, 1, generator=generator) * 2 - 1) * self.brightness
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Change each image at random.
+
+        Parameters
+        ----------
+        images : Tensor of shape (n, 1, size, size), float32, 0 to 255
+            On any device.
+        generator : torch.Generator
+            Of the CPU, so that every device gets the same changes.
+        """
+        warps = self.warps(len(images), generator)
+        draw = (torch.rand(2, len(images), 1, 1, 1, generator=generator) * 2 - 1).to(images.device)
+        images = warp(images, warps.to(images.device))
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        images = (images - mean) * (1 + draw[0] * self.contrast) + mean
+        return (images * (1 + draw[1] * self.brightness)).clamp_(0, 255)
 
 
 def warp(images: Tensor, warps: Tensor) -> Tensor:
@@ -148,9 +168,7 @@ class Batches:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.rows), generator=generator)
         for index in order[: self.steps * self.batch_size].split(self.batch_size):
-            warps = augmentation.warps(len(index), generator).to(self.device)
-            factors = augmentation.factors(len(index), generator).to(self.device)
-            images = (warp(self._take(index), warps) * factors).clamp_(max=255)
+            images = augmentation(self._take(index), generator)
             yield self._normalise(images), self.labels[index.to(self.device)]
 
     @property

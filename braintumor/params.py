@@ -102,7 +102,9 @@ class Train(Section):
     flip: Share
     shift: Share
     rotation: Annotated[Number, Field(ge=0, le=180)]
+    scale: Annotated[Number, Field(ge=0)]
     brightness: Share
+    contrast: Share
     averaging: Annotated[Number, Field(ge=0, lt=1)]
     patience: Count | None
     seed: Seed

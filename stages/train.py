@@ -45,7 +45,7 @@ def main(
         Batches(array, rows, labels[rows], train.batch_size, mean, deviation, device)
         for rows in (trained, validated)
     ]
-    augmentation = Augmentation(train.flip, train.shift, train.rotation, train.brightness)
+    augmentation = Augmentation(**{field.name: getattr(train, field.name) for field in fields(Augmentation)})
     recipe = Recipe(**{field.name: getattr(train, field.name) for field in fields(Recipe)})
     print(
         f"{train.model} of {count_parameters(model):,} parameters on {device} in {precision}: "

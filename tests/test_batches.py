@@ -6,8 +6,9 @@ from torchvision.transforms.v2 import functional as reference
 from braintumor.batches import Augmentation, Batches, measure, warp
 
 CPU = torch.device("cpu")
-NONE = Augmentation(flip=0, shift=0, rotation=0, brightness=0)
-ALL = Augmentation(flip=0.5, shift=0.1, rotation=10, brightness=0.2)
+OFF = {"flip": 0, "shift": 0, "rotation": 0, "scale": 0, "brightness": 0, "contrast": 0}
+NONE = Augmentation(**OFF)
+ALL = Augmentation(flip=0.5, shift=0.1, rotation=10, scale=0.25, brightness=0.2, contrast=0.2)
 
 
 def random_images(n=20, size=16):
@@ -71,9 +72,9 @@ def smooth_image(size=48):
 
 
 def one_warp(**settings):
-    augmentation = Augmentation(**{"flip": 0, "shift": 0, "rotation": 0, "brightness": 0} | settings)
+    augmentation = Augmentation(**OFF | settings)
     warps, draw = (torch.Generator().manual_seed(2) for _ in range(2))
-    return augmentation.warps(1, warps), torch.rand(1, 4, generator=draw)
+    return augmentation.warps(1, warps), torch.rand(1, 5, generator=draw)
 
 
 def inside(image):
@@ -115,22 +116,41 @@ def test_what_comes_in_from_outside_is_black():
 
 def test_draws_stay_in_their_ranges_and_fill_them():
     generator = torch.Generator().manual_seed(0)
-    warps, factors = ALL.warps(4000, generator), ALL.factors(4000, generator)
+    warps = ALL.warps(4000, generator)
     degrees = torch.rad2deg(torch.atan2(warps[:, 1, 0], warps[:, 1, 1]))
     mirrored = torch.linalg.det(warps[:, :, :2]) < 0
     assert 9.9 < degrees.abs().max() <= 10.001
     assert 0.199 < warps[:, :, 2].abs().max() <= 0.2
     assert 0.45 < mirrored.float().mean() < 0.55
-    assert 0.8 <= factors.min() < 0.801 and 1.199 < factors.max() <= 1.2
+    sizes = torch.linalg.det(warps[:, :, :2]).abs().rsqrt()
+    assert 0.8 <= sizes.min() < 0.801 and 1.249 < sizes.max() <= 1.2501
 
 
 def test_brightness_multiplies_grey_values_up_to_white():
     images = np.full((64, 4, 4), 200, np.uint8)
-    got, _ = collect(make(images).shuffled(Augmentation(0, 0, 0, brightness=0.5), seed=0))
+    got, _ = collect(make(images).shuffled(Augmentation(**OFF | {"brightness": 0.5}), seed=0))
     grey = (got * 0.25 + 0.5) * 255
     assert grey.max() == pytest.approx(255, abs=0.01)
     assert 100 <= grey.min() < 110
     assert (grey.std(dim=(1, 2, 3)) < 0.01).all()  # one factor per image
+
+
+def test_contrast_spreads_grey_values_around_their_mean():
+    images = np.tile(np.array([[100, 140], [140, 100]], np.uint8), (64, 1, 1))
+    got, _ = collect(make(images).shuffled(Augmentation(**OFF | {"contrast": 0.5}), seed=0))
+    grey = (got * 0.25 + 0.5) * 255
+    assert torch.allclose(grey.mean(dim=(1, 2, 3)), torch.tensor(120.0), atol=0.01)
+    spread = grey.amax(dim=(1, 2, 3)) - grey.amin(dim=(1, 2, 3))
+    assert 20 <= spread.min() < 25 and 55 < spread.max() <= 60.01
+
+
+def test_a_zoom_agrees_with_torchvision():
+    image = smooth_image()
+    warps, draw = one_warp(scale=0.25)
+    zoom = 1.25 ** (draw[0, 4].item() * 2 - 1)
+    expected = reference.affine(image, 0, [0, 0], zoom, [0, 0], interpolation=reference.InterpolationMode.BILINEAR)
+    assert abs(zoom - 1) > 0.05
+    assert torch.allclose(inside(warp(image, warps)), inside(expected), atol=1)
 
 
 def test_mean_and_deviation_are_those_of_the_given_rows():
