@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from braintumor.copies import DECODED, mirrored, signature
 from braintumor.errors import UserError
+from braintumor.files import replacing_file
 from braintumor.images import UnreadableImageError, read_image, to_grey
 
 SLICES = 3064  # in Cheng's set
@@ -255,10 +256,8 @@ def make_table(folder: Path, manifest: Path, raw: Path, output: Path, similarity
         if i >= 0
     ]
     table = pd.DataFrame(rows, columns=COLUMNS).sort_values("path")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    partial.write_text(SOURCE + table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
-    partial.replace(output)
+    with replacing_file(output) as beside:
+        beside.write_text(SOURCE + table.to_csv(index=False, lineterminator="\n"), encoding="utf-8")
 
     print(f"{len(files)} of {SLICES} slices read, of {patients.max()} people")
     print(f"{len(table)} of {len(paths)} images matched, {table.mirrored.sum()} of them mirrored left-right")

@@ -34,7 +34,7 @@ def choose_device(name: str, threads: int) -> torch.device:
         If a GPU is asked for and there is none.
     """
     torch.set_num_threads(threads)
-    # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU says so in a warning.
+    # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU warns of it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     if name == "cuda" and not torch.cuda.is_available():
