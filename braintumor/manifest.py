@@ -187,3 +187,20 @@ def summarise(table: pd.DataFrame, quarantined: int) -> dict[str, int | float]:
         "contradictory_groups": len(contradictory(table, "group")),
     }
     return metrics
+
+
+def describe(summary: dict[str, int | float]) -> str:
+    """Say the most important counts of `summarise`, in one line."""
+    parts = [
+        f"{summary['images']} images, {summary['distinct_images']} distinct, "
+        f"{summary['quarantined_images']} unreadable",
+        f"groups of copies with contradictory labels: {summary['contradictory_copy_groups']}",
+        f"patient known for {summary['images_of_known_patients']} images",
+    ]
+    if summary["testing_images"]:
+        parts.append(
+            f"in Testing, {summary['copied_testing_images']} of {summary['testing_images']} images are copies of "
+            f"one in Training and {summary['patients_in_both']} of {summary['patients_in_testing']} known "
+            "patients are in Training as well"
+        )
+    return "; ".join(parts)

@@ -14,6 +14,7 @@ from braintumor.tables import TESTING, TRAINING
 mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 mpl.rcParams["text.parse_math"] = False  # a $ in a file's or a class's name is a $
 COLOURS = {TRAINING: "#4269d0", TESTING: "#e07b39"}
+MARKERS = {TRAINING: "o", TESTING: "^"}
 
 
 def save(figure: Figure, file: Path) -> None:
@@ -32,9 +33,9 @@ def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list
     row_titles : list of str, one per row, optional
         Written above the first image of each row.
     """
-    columns = max(4, *(len(row) for row in rows))  # a title needs its room
-    figure = Figure(figsize=(1.5 * columns + 0.2, 2.1 * len(rows) + 0.5), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
+    columns = max(3, *(len(row) for row in rows))  # a title needs its room
+    figure = Figure(figsize=(1.6 * columns + 0.2, 2.05 * len(rows) + 0.4), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.05)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
@@ -64,10 +65,19 @@ def overview(table: pd.DataFrame) -> Figure:
             drawn = bars.bar(np.arange(len(classes)) + 0.4 * offset, counts, 0.38, color=colour, label=folder)
             bars.bar_label(drawn, fontsize=7)
             rows = table[table["folder"] == folder]
-            points.scatter(rows["width"], rows["height"], 6, colour, alpha=0.4, label=folder)
+            points.scatter(
+                rows["width"],
+                rows["height"],
+                6,
+                colour,
+                alpha=0.5,
+                label=folder,
+                marker=MARKERS[folder],
+                linewidths=0,
+            )
     bars.set(xticks=np.arange(len(classes)) + 0.2, xticklabels=classes, ylabel="images", title="Classes")
     points.set(xlabel="width (pixels)", ylabel="height (pixels)", title="Sizes")
-    bars.legend(frameon=False)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

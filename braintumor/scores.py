@@ -66,14 +66,15 @@ def score_predictions(predictions: pd.DataFrame, seen_copy_groups: set[int]) -> 
 def describe_scores(scores: dict[str, float | int]) -> str:
     """Say the accuracies with their intervals, in one line."""
     subsets = (
-        ("", "all test images"),
-        ("_distinct", "distinct ones"),
-        ("_copy_free", "ones without a copy in training"),
+        ("", "test images"),
+        ("_distinct", "distinct pictures"),
+        ("_copy_free", "images without a copy in training"),
     )
     parts = [
-        f"{100 * scores[f'accuracy{key}']:.1f}% of {scores[f'images{key}']} {name} "
-        f"[{100 * scores[f'accuracy{key}_low']:.1f}, {100 * scores[f'accuracy{key}_high']:.1f}]"
+        f"{100 * scores[f'accuracy{key}']:.1f}% "
+        f"[{100 * scores[f'accuracy{key}_low']:.1f}, {100 * scores[f'accuracy{key}_high']:.1f}] "
+        f"of {scores[f'images{key}']} {name}"
         for key, name in subsets
-        if f"accuracy{key}" in scores
+        if f"accuracy{key}" in scores and (not key or scores[f"images{key}"] < scores["images"])
     ]
     return "right: " + "; ".join(parts)

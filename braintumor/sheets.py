@@ -29,14 +29,19 @@ def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]
 
     def show(row: pd.Series) -> tuple[np.ndarray, str]:
         image = resize_square(read_image(raw / row["path"], DECODED).grey, DECODED, letterbox=True)
-        return (
-            image,
-            f"{Path(row['path']).name}\n{row['folder']} {row['width']}x{row['height']} {row['mode']}",
+        lines = (
+            Path(row["path"]).name,
+            f"{row['folder']}/{row['class']}",
+            f"{row['width']} x {row['height']}, {row['mode']}",
         )
+        return image, "\n".join(lines)
 
     def show_groups(groups: list[int], title: str) -> Figure:
         members = [table[table["copy_group"] == group] for group in groups]
-        titles = [f"{len(m)} copies, {' and '.join(sorted(m['class'].unique()))}" for m in members]
+        titles = [
+            f"{len(m)} copies, {' and '.join(sorted(m['class'].unique()))}{', 8 of them' if len(m) > 8 else ''}"
+            for m in members
+        ]
         return sheet([[show(row) for _, row in _spread(m, 8).iterrows()] for m in members], title, titles)
 
     for label, rows in table.groupby("class"):
@@ -46,13 +51,16 @@ def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]
             sheet([chosen[i : i + 8] for i in range(0, len(chosen), 8)], f"{label}: samples"),
         )
     sizes = table["copy_group"].value_counts().sort_index()
-    largest = sizes[sizes > 1].sort_values(ascending=False, kind="stable").index[:8]
-    if len(largest):
-        yield "copies", show_groups(list(largest), "The largest groups of copies (up to 8 of each)")
+    sizes = sizes[sizes > 1].sort_values(ascending=False, kind="stable")
+    if len(sizes):
+        smallest = sizes.iloc[:8].min()
+        larger, tied = sizes[sizes > smallest], sizes[sizes == smallest]
+        chosen = [*larger.index, *_spread(tied, 8 - len(larger)).index]
+        yield "copies", show_groups(chosen, "The largest groups of copies")
     if groups := contradictory(table, "copy_group"):
         yield "contradictions", show_groups(groups[:12], "Copies whose labels contradict each other")
 
 
-def _spread(rows: pd.DataFrame, most: int) -> pd.DataFrame:
+def _spread(rows: pd.DataFrame | pd.Series, most: int) -> pd.DataFrame | pd.Series:
     """Choose up to `most` rows, evenly spaced from the first to the last."""
     return rows.iloc[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]

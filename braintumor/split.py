@@ -72,18 +72,17 @@ def grouped_folds(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray
     list of `folds` arrays of int
         Positions of each fold's images; every image is in one fold.
     """
-    groups = table["group"].nunique()
-    if groups < folds:
-        raise UserError(f"split: {folds} folds cannot be cut from {groups} groups of images: use fewer folds")
+    groups = table.groupby("class")["group"].nunique()
+    if groups.empty or groups.max() < folds:
+        raise UserError(
+            f"split: {len(table)} images in {table['group'].nunique()} groups are too few for {folds} folds; "
+            "lower split.folds and split.validation_folds, or add images of other groups"
+        )
     with warnings.catch_warnings():
         # It warns when a class has fewer images than folds; a class that a subset lacks is an error later on.
         warnings.simplefilter("ignore", UserWarning)
         cutter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        try:
-            parts = [part for _, part in cutter.split(table, table["class"], table["group"])]
-        except ValueError as error:
-            raise UserError(f"split: {folds} folds cannot be cut: {error}") from None
-    return parts
+        return [part for _, part in cutter.split(table, table["class"], table["group"])]
 
 
 def _check_classes(table: pd.DataFrame, subset: np.ndarray) -> None:

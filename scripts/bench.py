@@ -16,18 +16,26 @@ from pathlib import Path
 
 from scripts.demo import PROJECT
 
+# A child's peak begins at its parent's size, so a small process stands between.
+RUNNER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code != 0)
+"""
 PLACE = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
 
 def measure(command: str, folder: Path = PROJECT) -> tuple[float, float]:
     """Run a command in a folder and return its seconds and the peak memory of its largest process, in GB."""
     start = time.perf_counter()
-    process = subprocess.Popen(shlex.split(command), cwd=folder, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    runner = [sys.executable, "-c", RUNNER, *shlex.split(command)]
+    done = subprocess.run(runner, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    seconds = time.perf_counter() - start
+    if done.returncode:
         sys.exit(f"error: {command} failed")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 1e9
+    return seconds, int(done.stdout) * unit / 1e9
 
 
 def processor() -> str:

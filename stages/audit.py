@@ -43,13 +43,7 @@ def main(
     with replacing_folder(pictures) as folder:
         for name, figure in sheets.audit_sheets(table, raw):
             plots.save(figure, folder / f"{name}.png")
-    print(
-        f"{summary['images']} images, {summary['distinct_images']} distinct, {len(unreadable)} unreadable; "
-        f"{summary['copied_testing_images']} of {summary['testing_images']} images in Testing are copies of one "
-        f"in Training; patients known for {summary['images_of_known_patients']} images, "
-        f"{summary['patients_in_both']} of {summary['patients_in_testing']} in Testing are in Training as well; "
-        f"{summary['contradictory_copy_groups']} groups of copies with contradictory labels"
-    )
+    print(library.describe(summary))
 
 
 if __name__ == "__main__":

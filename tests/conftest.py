@@ -14,8 +14,15 @@ TINY = {
     "audit": {"patients": "data/raw/patients.csv"},
     "preprocess": {"size": 48},
     "split": {"folds": 3, "validation_folds": 3},
-    "train": {"channels": [8, 16], "epochs": 2, "batch_size": 16, "device": "cpu", "precision": "float32"},
-    "evaluate": {"device": "cpu"},
+    "train": {
+        "channels": [8, 16],
+        "epochs": 2,
+        "batch_size": 16,
+        "device": "cpu",
+        "precision": "float32",
+        "threads": 1,
+    },
+    "evaluate": {"device": "cpu", "threads": 1},
 }
 
 

@@ -69,4 +69,7 @@ def test_metrics_are_flat_numbers(predictions):
 
 def test_the_line_for_people_names_each_accuracy_and_its_interval(predictions):
     line = describe_scores(score_predictions(predictions, {1}))
-    assert line.startswith("right: 70.0% of 10 all test images [39.7, 89.2]; 66.7% of 7 distinct ones [")
+    assert line.startswith("right: 70.0% [39.7, 89.2] of 10 test images; 66.7% [")
+    assert "of 7 distinct pictures; " in line
+    # Where none has a copy, that goes without saying.
+    assert "copy" not in describe_scores(score_predictions(predictions, set()))

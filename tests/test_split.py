@@ -114,7 +114,7 @@ def test_a_class_that_a_subset_lacks_is_an_error():
 
 def test_fewer_groups_than_folds_is_an_error():
     table = make_table().assign(group=0)
-    with pytest.raises(UserError, match="5 folds cannot be cut from 1 groups"):
+    with pytest.raises(UserError, match="400 images in 1 groups are too few for 5 folds"):
         assign_subsets(table, "grouped", **SETTINGS)
 
 
