@@ -35,7 +35,7 @@ def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list
     """
     columns = max(3, *(len(row) for row in rows))  # a title needs its room
     figure = Figure(figsize=(1.6 * columns + 0.2, 2.05 * len(rows) + 0.4), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.05)
+    figure.get_layout_engine().set(h_pad=0.1)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
