@@ -68,7 +68,7 @@ def overview(table: pd.DataFrame) -> Figure:
             points.scatter(
                 rows["width"],
                 rows["height"],
-                6,
+                16,
                 colour,
                 alpha=0.5,
                 label=folder,
