@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
+DVC = [sys.executable, "-m", "dvc"]  # of the environment that runs this, whatever PATH says
 # Small enough for a minute and a half on two cores.
 OVERRIDES = {
     "data": {"source": "phantom"},
@@ -36,9 +37,9 @@ def prepare(folder: Path, overrides: dict[str, dict]) -> None:
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     if not (folder / ".dvc").exists():
-        subprocess.run(["dvc", "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+        subprocess.run([*DVC, "init", "--quiet", "--no-scm"], cwd=folder, check=True)
         shutil.copy(PROJECT / ".dvc" / "config", folder / ".dvc" / "config")
-        subprocess.run(["dvc", "config", "core.no_scm", "true"], cwd=folder, check=True)
+        subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=folder, check=True)
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=PROJECT / "demo")
     folder = parser.parse_args().folder
     prepare(folder, OVERRIDES)
-    if code := subprocess.run(["dvc", "repro"], cwd=folder, check=False).returncode:
+    if code := subprocess.run([*DVC, "repro"], cwd=folder, check=False).returncode:
         sys.exit(code)
     data, test = (json.loads((folder / "metrics" / f"{name}.json").read_text()) for name in ("data", "test"))
     copied = f"{data['copied_testing_images']} of {data['testing_images']}"
