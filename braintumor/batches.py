@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from math import pi
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 from torch import Tensor
+
+from braintumor.tables import TRAIN, VALIDATION
 
 
 def resident_limit(device: torch.device) -> int:
@@ -42,8 +45,20 @@ class Augmentation:
     brightness: float
     contrast: float
 
-    def warps(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw one affine map per image, from places in the result to places in the image.
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw what is random about n images.
+
+        Drawn apart from its use, so that a process that has a part of a batch changes it as it would be changed in
+        the whole batch.
+
+        Returns
+        -------
+        Tensor of shape (n, 7), float32, 0 to 1
+        """
+        return torch.rand(n, 7, generator=generator)
+
+    def warps(self, draw: Tensor) -> Tensor:
+        """Turn what was drawn into one affine map per image, from places in the result to places in the image.
 
         Places run from -1 to 1 along each axis, x first, as `torch.nn.functional.affine_grid` has them.
 
@@ -51,31 +66,28 @@ class Augmentation:
         -------
         Tensor of shape (n, 2, 3), float32
         """
-        draw = torch.rand(n, 5, generator=generator)
         angle = (draw[:, 0] * 2 - 1) * self.rotation * pi / 180
         shift = (draw[:, 1:3] * 2 - 1) * self.shift * 2
         mirror = 1 - 2 * (draw[:, 3] < self.flip).float()
         zoom = (1 + self.scale) ** (draw[:, 4] * 2 - 1)
         cos, sin = angle.cos() / zoom, angle.sin() / zoom
         rows = [cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]]
-        return torch.stack(rows, dim=1).reshape(n, 2, 3)
+        return torch.stack(rows, dim=1).reshape(-1, 2, 3)
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Change each image at random.
+    def __call__(self, images: Tensor, draw: Tensor) -> Tensor:
+        """Change each image by what was drawn for it.
 
         Parameters
         ----------
         images : Tensor of shape (n, 1, size, size), float32, 0 to 255
-            On any device.
-        generator : torch.Generator
-            Of the CPU, so that every device gets the same changes.
+        draw : Tensor of shape (n, 7)
+            From `draw`, on the images' device.
         """
-        warps = self.warps(len(images), generator)
-        draw = (torch.rand(2, len(images), 1, 1, 1, generator=generator) * 2 - 1).to(images.device)
-        images = warp(images, warps.to(images.device))
+        images = warp(images, self.warps(draw))
+        contrast, brightness = ((draw[:, 5:] * 2 - 1)[:, :, None, None, None]).unbind(1)
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        images = (images - mean) * (1 + draw[0] * self.contrast) + mean
-        return (images * (1 + draw[1] * self.brightness)).clamp_(0, 255)
+        images = (images - mean) * (1 + contrast * self.contrast) + mean
+        return (images * (1 + brightness * self.brightness)).clamp_(0, 255)
 
 
 def warp(images: Tensor, warps: Tensor) -> Tensor:
@@ -87,8 +99,12 @@ def warp(images: Tensor, warps: Tensor) -> Tensor:
     warps : Tensor of shape (n, 2, 3)
         See `Augmentation.warps`.
     """
-    grid = F.affine_grid(warps, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
+    # What F.affine_grid gives, which multiplies a small matrix at each pixel and takes longer than the sampling.
+    size = images.shape[-1]
+    places = (torch.arange(size, dtype=warps.dtype, device=warps.device) * 2 + 1) / size - 1
+    along_x = warps[:, None, None, :, 0] * places[:, None]
+    along_y = warps[:, None, None, :, 1] * places[:, None, None] + warps[:, None, None, :, 2]
+    return F.grid_sample(images, along_x + along_y, padding_mode="zeros", align_corners=False)
 
 
 def measure(images: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
@@ -125,6 +141,8 @@ class Batches:
         Normalisation, on a scale of 0 to 1.
     device : torch.device
         Where batches are made and used.
+    weights : ndarray of shape (n,), optional
+        How often a shuffled epoch has each row, in proportion; once where it is not given.
     resident_bytes : int, optional
         The rows are copied to the device at once if they take no more than this (`resident_limit` where it is not
         given), else batch by batch; the batches are the same.
@@ -139,11 +157,13 @@ class Batches:
         mean: float,
         deviation: float,
         device: torch.device,
+        weights: np.ndarray | None = None,
         resident_bytes: int | None = None,
     ) -> None:
         self.images, self.rows, self.batch_size = images, rows, batch_size
         self.mean, self.deviation, self.device = mean, max(deviation, 1e-6), device
         self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
+        self.weights = None if weights is None else torch.from_numpy(np.asarray(weights, np.float64))
         limit = resident_limit(device) if resident_bytes is None else resident_bytes
         fits = len(rows) * images[0].nbytes <= limit
         self.resident = torch.from_numpy(images[rows]).to(device) if fits else None
@@ -151,34 +171,64 @@ class Batches:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all images once as they are: (b, 1, size, size) float32, and their labels (b,)."""
-        for index in torch.arange(len(self.rows)).split(self.batch_size):
-            yield self._normalise(self._take(index)), self.labels[index.to(self.device)]
+    def in_order(self, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images as they are: (b, 1, size, size) float32, and their labels (b,).
 
-    def shuffled(self, augmentation: Augmentation, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        Process `rank` of `ranks` gets every `ranks`-th image, so that together they get each image once.
+        """
+        for index in torch.arange(rank, len(self.rows), ranks).split(self.batch_size):
+            on_device = index.to(self.device)
+            yield self._normalise(self._take(index, on_device)), self.labels[on_device]
+
+    def shuffled(
+        self, augmentation: Augmentation, seed: int, rank: int = 0, ranks: int = 1
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield full batches of augmented images in random order; what does not fill a batch is left out.
+
+        Process `rank` of `ranks` gets its part of every batch, with the changes that one process would make.
 
         Parameters
         ----------
         augmentation : Augmentation
         seed : int
             Of order and augmentation: another one for each epoch.
+        rank, ranks : int
         """
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.rows), generator=generator)
-        for index in order[: self.steps * self.batch_size].split(self.batch_size):
-            images = augmentation(self._take(index), generator)
-            yield self._normalise(images), self.labels[index.to(self.device)]
+        order = self._order(generator)[: self.steps * self.batch_size]
+        own = slice(rank * self.batch_size // ranks, (rank + 1) * self.batch_size // ranks)
+        # Order and draws go to the device for many batches at once: a copy for each would make a GPU wait.
+        for block in order.split(64 * self.batch_size):
+            draws = augmentation.draw(len(block), generator).to(self.device)
+            on_device = block.to(self.device)
+            for start in range(0, len(block), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                images = self._take(block[batch][own], on_device[batch][own])
+                yield self._normalise(augmentation(images, draws[batch][own])), self.labels[on_device[batch][own]]
 
     @property
     def steps(self) -> int:
         """Number of batches of a shuffled epoch."""
         return max(1, len(self.rows) // self.batch_size)
 
-    def _take(self, index: Tensor) -> Tensor:
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return as many positions as there are rows, in random order, each as often as its weight says.
+
+        With weights, each comes up the whole number next to its share (systematic resampling, Kitagawa 1996).
+        """
+        n = len(self.rows)
+        shuffle = torch.randperm(n, generator=generator)
+        if self.weights is None:
+            return shuffle
+        shares = self.weights[shuffle].cumsum(0)
+        points = (torch.arange(n) + torch.rand(1, generator=generator, dtype=torch.float64)) * (shares[-1] / n)
+        drawn = shuffle[torch.searchsorted(shares, points, right=True).clamp_(max=n - 1)]
+        return drawn[torch.randperm(n, generator=generator)]
+
+    def _take(self, index: Tensor, on_device: Tensor) -> Tensor:
+        """Return the images of an index, which is given on the CPU and on the device."""
         if self.resident is not None:
-            images = self.resident[index.to(self.device)]
+            images = self.resident[on_device]
         else:
             images = torch.from_numpy(self.images[self.rows[index.numpy()]]).to(self.device)
         return images.unsqueeze(1).float()
@@ -186,3 +236,37 @@ class Batches:
     def _normalise(self, images: Tensor) -> Tensor:
         normalised = (images - 255 * self.mean).div_(255 * self.deviation)
         return normalised.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What trains and what validates, and the classes that their labels are numbers of."""
+
+    classes: tuple[str, ...]
+    train: Batches
+    validation: Batches
+
+
+def make_sets(
+    table: pd.DataFrame, images: np.ndarray, batch_size: int, balance: float, device: torch.device
+) -> Sets:
+    """Make the batches of a split, both normalised by the training images.
+
+    Parameters
+    ----------
+    table : DataFrame with columns class, group and subset
+    images : ndarray of shape (len(table), size, size), uint8
+    batch_size : int
+    balance : float
+        How far groups, such as patients, train with equal weight: a group of n images trains with the weight
+        n ** (1 - balance), so that 0 counts images and 1 counts groups.
+    device : torch.device
+    """
+    classes = sorted(table["class"].unique())
+    labels = table["class"].map(classes.index).to_numpy()
+    trained, validated = (np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION))
+    scale = measure(images, trained)
+    groups = table["group"].iloc[trained]
+    weights = groups.map(groups.value_counts()).to_numpy() ** -float(balance) if balance else None
+    train = Batches(images, trained, labels[trained], batch_size, *scale, device, weights)
+    return Sets(tuple(classes), train, Batches(images, validated, labels[validated], batch_size, *scale, device))

@@ -1,4 +1,4 @@
-"""The networks: the seed's four CNNs, any stack of the same blocks, and a compact residual network."""
+"""The networks: the seed's four CNNs, any stack of the same blocks, a compact residual network, torchvision's."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,10 @@ class Architecture:
 
     Attributes
     ----------
-    model : {"resnet", "cnn"}
+    model : {"resnet", "cnn"} or str
+        ``torchvision/`` and a name is one of torchvision's classifiers.
     channels : tuple of int
-        Of each block.
+        Of each block; none for those of torchvision.
     hidden : int or None
         Units of the hidden linear layer of a ``cnn``.
     dropout : float
@@ -52,7 +53,7 @@ class Architecture:
         size: int,
         classes: int,
     ) -> "Architecture":
-        """Complete the architecture of a name: ``resnet``, ``cnn``, or ``cnn0`` to ``cnn3``.
+        """Complete the architecture of a name: ``resnet``, ``cnn``, ``cnn0`` to ``cnn3``, ``torchvision/...``.
 
         What is given for `channels` and `hidden` replaces the name's own.
 
@@ -61,6 +62,8 @@ class Architecture:
         UserError
             If the images are too small for the number of blocks.
         """
+        if name.startswith("torchvision/"):
+            return cls(name, (), None, dropout, size, classes)
         own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
         model = "resnet" if name == "resnet" else "cnn"
         channels = tuple(channels or own_channels)
@@ -71,8 +74,16 @@ class Architecture:
             )
         return cls(model, channels, hidden or own_hidden, dropout, size, classes)
 
-    def build(self) -> nn.Module:
-        """Build the network with fresh weights, drawn from torch's global generator."""
+    def build(self, pretrained: bool = False) -> nn.Module:
+        """Build the network with fresh weights, drawn from torch's global generator.
+
+        With `pretrained`, those of a torchvision network come from torchvision instead, but for the last layer's.
+        """
+        if self.model.startswith("torchvision/"):
+            from braintumor.zoo import TorchvisionNetwork  # here, since torchvision takes a second to import
+
+            name = self.model.removeprefix("torchvision/")
+            return TorchvisionNetwork(name, self.dropout, self.size, self.classes, pretrained)
         if self.model == "resnet":
             return ResNet(self.channels, self.dropout, self.classes)
         return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)

@@ -3,11 +3,22 @@
 import difflib
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from braintumor.errors import UserError
 
@@ -18,11 +29,23 @@ def _exponent(value: object) -> object:
     return float(value) if number else value
 
 
+def _network(value: str) -> str:
+    """Let the name of a network through; whether torchvision has it, only torchvision can say."""
+    own = ("resnet", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
+    if value not in own and not re.fullmatch(r"torchvision/[a-z0-9_]+", value):
+        raise ValueError(f"must be {', '.join(own)} or torchvision/<name>, got {value!r}")
+    return value
+
+
 Number = Annotated[float, BeforeValidator(_exponent)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+# Auto, or what is in the second place; told apart by hand so that an error speaks of one of them only.
+AUTO = Discriminator(lambda value: "auto" if value == "auto" else "value")
+AutoOrRate = Annotated[Annotated[Literal["auto"], Tag("auto")] | Annotated[Positive, Tag("value")], AUTO]
+AutoOrBool = Annotated[Annotated[Literal["auto"], Tag("auto")] | Annotated[bool, Tag("value")], AUTO]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -84,21 +107,41 @@ class Split(Section):
         return self
 
 
+class LrRange(Section):
+    """Params of the stage lr_range."""
+
+    start: Positive
+    end: Positive
+    steps: Annotated[int, Field(ge=10)]
+    smoothing: Annotated[Number, Field(ge=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> "LrRange":
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start:g} must be below end {self.end:g}")
+        return self
+
+
 class Train(Section):
     """Params of the stage train."""
 
-    model: Literal["resnet", "cnn", "cnn0", "cnn1", "cnn2", "cnn3"]
+    model: Annotated[str, AfterValidator(_network)]
     channels: Annotated[list[Count], Field(min_length=1)] | None
     hidden: Count | None
+    pretrained: bool
     dropout: Annotated[Number, Field(ge=0, lt=1)]
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
+    accumulation: Count
     optimizer: Literal["sgd", "adamw"]
-    lr: Positive
+    lr: AutoOrRate
+    body_lr: Share
+    frozen_epochs: Annotated[int, Field(ge=0)]
     schedule: Literal["cosine", "constant"]
     warmup: Share
     weight_decay: Annotated[Number, Field(ge=0)]
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
+    balance: Share
     flip: Share
     shift: Share
     rotation: Annotated[Number, Field(ge=0, le=180)]
@@ -111,6 +154,9 @@ class Train(Section):
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Count
+    compile: AutoOrBool
+    launcher: Annotated[str, Field(min_length=1)]
+    sync_batch_norm: bool
 
     @model_validator(mode="after")
     def _architecture_whole(self) -> "Train":
@@ -118,6 +164,11 @@ class Train(Section):
             raise ValueError("model=cnn needs channels and hidden")
         if self.model == "resnet" and self.hidden is not None:
             raise ValueError("model=resnet has no hidden layer: hidden must be null")
+        of_torchvision = self.model.startswith("torchvision/")
+        if of_torchvision and (self.channels is not None or self.hidden is not None):
+            raise ValueError(f"model={self.model} has blocks of its own: channels and hidden must be null")
+        if self.pretrained and not of_torchvision:
+            raise ValueError(f"no weights come with model={self.model}: pretrained must be false")
         return self
 
 
@@ -136,8 +187,17 @@ class Params(Section):
     audit: Audit
     preprocess: Preprocess
     split: Split
+    lr_range: LrRange
     train: Train
     evaluate: Evaluate
+
+
+T = TypeVar("T")
+
+
+def pick(kind: type[T], section: Section) -> T:
+    """Fill a dataclass with the params of the same names."""
+    return kind(**{field.name: getattr(section, field.name) for field in fields(kind)})
 
 
 def load_params(path: Path) -> Params:
@@ -162,7 +222,8 @@ def load_params(path: Path) -> Params:
 
 def _explain(problem: dict) -> str:
     """Say one of pydantic's findings as ``train.dropout: what is wrong``."""
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    location = [part for part in problem["loc"] if part not in ("auto", "value")]
+    where = ".".join(str(part) for part in location) or "the file"
     match problem["type"]:
         case "extra_forbidden":
             return f"{where}: unknown param{_suggest(problem['loc'])}"

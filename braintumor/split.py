@@ -18,12 +18,14 @@ def assign_subsets(
     Parameters
     ----------
     table : DataFrame with columns folder, class, copy_group and group
-        No subset boundary goes through a group, but for what the protocol itself fixes (Training and Testing).
     protocol : {"grouped", "official", "copy_free", "seed"}
         ``grouped`` pools both folders and tests on one of `folds` folds. ``official`` tests on Testing.
         ``copy_free`` does too and leaves out the training images that share a copy group with it. ``seed``
         trains on all of Training, validates on a random half of Testing and tests on the other. Where there is
         no Testing folder, the fold that ``grouped`` would test on stands for it.
+
+        What validates is cut off as the test set is: for ``grouped`` no group is in two subsets, for
+        ``copy_free`` no copy group is in training and elsewhere, for ``official`` nothing is kept together.
     folds, fold : int
         Number of folds of the pooled images, and which of them tests.
     validation_folds : int
@@ -54,7 +56,10 @@ def assign_subsets(
         subset[order[: len(order) // 2]] = VALIDATION
     else:
         rest = np.flatnonzero(subset == TRAIN)
-        subset[rest[grouped_folds(table.iloc[rest], validation_folds, seed)[0]]] = VALIDATION
+        kept_together = {"grouped": table["group"], "copy_free": table["copy_group"]}
+        groups = kept_together.get(protocol, pd.Series(range(len(table)), table.index))
+        parts = grouped_folds(table.assign(group=groups).iloc[rest], validation_folds, seed)
+        subset[rest[parts[0]]] = VALIDATION
     _check_classes(table, subset)
     return subset
 

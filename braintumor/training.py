@@ -1,9 +1,11 @@
 """The training loop, and what it runs on."""
 
 import copy
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -11,14 +13,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from braintumor.batches import Augmentation, Batches
+from braintumor.distributed import Ranks
 from braintumor.errors import UserError
 
 
-def choose_device(name: str, threads: int) -> torch.device:
+def choose_device(name: str, threads: int, number: int = 0, count: int = 1) -> torch.device:
     """Set torch up for exact repetition and return the device to compute on.
 
     Parameters
@@ -27,11 +30,13 @@ def choose_device(name: str, threads: int) -> torch.device:
         ``auto`` is the GPU when there is one.
     threads : int
         Of the CPU; one and two threads round differently.
+    number, count : int
+        Which of the machine's GPUs, and how many are needed.
 
     Raises
     ------
     UserError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none, or too few.
     """
     torch.set_num_threads(threads)
     # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU warns of it.
@@ -39,8 +44,14 @@ def choose_device(name: str, threads: int) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no GPU; set it to auto or cpu, or mend the driver")
-    use_gpu = name == "cuda" or (name == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_gpu else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if count > torch.cuda.device_count():
+        raise UserError(
+            f"train.launcher starts {count} processes on a machine with {torch.cuda.device_count()} GPUs: one each"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
@@ -62,13 +73,34 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def choose_compilation(name: str | bool, device: torch.device) -> bool:
+    """Return whether torch compiles the network: ``auto`` is yes on a GPU, where it pays in seconds."""
+    return device.type == "cuda" if name == "auto" else bool(name)
+
+
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network with batch norms that average over the batch of all processes.
+
+    Raises
+    ------
+    UserError
+        On the CPU, where torch has none.
+    """
+    if device.type != "cuda":
+        raise UserError("train.sync_batch_norm: torch has it on GPUs only; set it to false")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train; the attributes are the params of the same names in params.yaml."""
 
     epochs: int
+    accumulation: int
     optimizer: str
     lr: float
+    body_lr: float
+    frozen_epochs: int
     schedule: str
     warmup: float
     weight_decay: float
@@ -122,22 +154,28 @@ class Epoch:
         return {"lr": float(f"{self.lr:.5g}")} | scores
 
 
-def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: float) -> torch.optim.Optimizer:
     """Make an optimizer that decays the weights of convolutions and linear layers, but no norm or bias.
 
     Parameters
     ----------
     model : nn.Module
+        Its `head` trains at the full rate.
     name : {"sgd", "adamw"}
         SGD with Nesterov momentum 0.9, or AdamW, which without decay is Adam.
     weight_decay : float
+    body_lr : float
+        Share of the rate that all but the head trains at. Each group has its share as ``share``.
     """
-    weights = [weight for weight in model.parameters() if weight.ndim > 1]
-    others = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    head = set(model.head.parameters())
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for weight in model.parameters():
+        key = (1.0 if weight in head else body_lr, weight_decay if weight.ndim > 1 else 0.0)
+        groups.setdefault(key, []).append(weight)
+    settings = [{"params": own, "share": share, "weight_decay": decay} for (share, decay), own in groups.items()]
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=0.0)
+        return torch.optim.SGD(settings, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(settings, lr=0.0, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: float) -> float:
@@ -154,48 +192,96 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: flo
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def train_epoch(
-    model: nn.Module,
-    averaged: AveragedModel,
+def train_steps(
+    network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     rates: list[float],
-    label_smoothing: float,
+    recipe: Recipe,
     precision: torch.dtype,
-) -> EpochScores:
-    """Train on each batch once, at its learning rate; return the scores that the network had on the way."""
-    model.train()
+    after_step: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Train on each batch once, at its learning rate.
+
+    Nothing is read from the device on the way, so that a GPU waits for no step.
+
+    Returns
+    -------
+    losses : Tensor of shape (batches,)
+        What the network had on the way, without label smoothing, as validation has none.
+    predictions, labels : Tensor of shape (images,)
+    """
+    network.train()
     losses, predictions, labels = [], [], []
     for (images, target), rate in zip(batches, rates, strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+            group["lr"] = rate * group["share"]
         optimizer.zero_grad()
-        loss.backward()
+        parts = list(zip(images.chunk(recipe.accumulation), target.chunk(recipe.accumulation), strict=True))
+        for number, (part, part_target) in enumerate(parts, start=1):
+            # Only the last part's gradients have to meet those of other processes.
+            waits = number < len(parts) and isinstance(network, DistributedDataParallel)
+            with network.no_sync() if waits else nullcontext():
+                with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
+                    logits = network(part)
+                logits = logits.float()
+                loss = F.cross_entropy(logits, part_target, label_smoothing=recipe.label_smoothing)
+                (loss / len(parts)).backward()
+            losses.append(F.cross_entropy(logits.detach(), part_target))
+            predictions.append(logits.detach().argmax(1))
         optimizer.step()
-        averaged.update_parameters(model)
-        # Kept on the device: reading a value here would make a GPU wait for every step. The loss that is told has
-        # no label smoothing, as that of validation has none.
-        losses.append(F.cross_entropy(logits.detach().float(), target))
-        predictions.append(logits.detach().argmax(1))
+        after_step()
         labels.append(target)
-    loss = torch.stack(losses).mean().item()
-    if not math.isfinite(loss):
-        raise UserError("the training has diverged: its loss is no longer a number; lower train.lr")
-    return epoch_scores(torch.cat(labels).cpu().numpy(), torch.cat(predictions).cpu().numpy(), loss)
+    return torch.stack(losses).view(len(labels), -1).mean(1), torch.cat(predictions), torch.cat(labels)
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Batches, precision: torch.dtype = torch.float32) -> Tensor:
-    """Return the logits of all images in their order: shape (n, classes), float32, on the CPU."""
+def predict(
+    model: nn.Module, batches: Batches, precision: torch.dtype = torch.float32, ranks: Ranks | None = None
+) -> Tensor:
+    """Return the logits of all images in their order: shape (n, classes), float32, on the CPU.
+
+    Each process predicts its share and gets the logits of all.
+    """
+    ranks = ranks or Ranks()
     model.eval()
     logits = []
-    for images, _ in batches.in_order():
+    for images, _ in batches.in_order(ranks.rank, ranks.count):
         with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
             logits.append(model(images).float())
-    return torch.cat(logits).cpu()
+    own = torch.cat(logits)
+    everyone = own.new_zeros(len(batches), own.shape[1])
+    everyone[ranks.rank :: ranks.count] = own
+    return ranks.sum(everyone).cpu()
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Take a network's newest weights and batch norm's averages into the averaged network.
+
+    Parameters
+    ----------
+    averaged, model : nn.Module
+        Of one architecture, on one device.
+    decay : float
+        Of the exponential average; 0 keeps the newest.
+    step : int
+        Steps before this one; at the start the average is faster, as of `step` + 10 steps.
+    """
+    weight = 1 - min(decay, step / (step + 10))
+    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    floating = [pair for pair in pairs if pair[0].is_floating_point()]
+    # One call for all of them; lerp would not end at the newest exactly.
+    olds, news = ([pair[i] for pair in floating] for i in (0, 1))
+    torch._foreach_mul_(olds, 1 - weight)
+    torch._foreach_add_(olds, news, alpha=weight)
+    for old, new in pairs:
+        if not old.is_floating_point():
+            old.copy_(new)
+
+
+class Diverged(UserError):  # noqa: N818, an event rather than a mistake of the code
+    """The loss has become infinite or no number."""
 
 
 class Training:
@@ -206,16 +292,25 @@ class Training:
     Parameters
     ----------
     model : nn.Module
-        With fresh weights.
+        With fresh or pretrained weights.
     train, validation : Batches
     augmentation : Augmentation
     recipe : Recipe
     precision : torch.dtype
+    ranks : Ranks, optional
+        The processes that train together, this one alone where it is not given.
+    compiled : bool
+        Whether torch compiles the network; on a single GPU into CUDA graphs.
 
     Attributes
     ----------
     epochs : list of Epoch
         What has been done so far.
+
+    Raises
+    ------
+    UserError
+        If a batch cannot be dealt out in equal parts.
     """
 
     def __init__(
@@ -226,14 +321,24 @@ class Training:
         augmentation: Augmentation,
         recipe: Recipe,
         precision: torch.dtype,
+        ranks: Ranks | None = None,
+        compiled: bool = False,
     ) -> None:
+        self.ranks, self.compiled = ranks or Ranks(), compiled
+        parts = self.ranks.count * recipe.accumulation
+        if train.batch_size % parts or (parts > 1 and len(train) < train.batch_size):
+            raise UserError(
+                f"train.batch_size: {train.batch_size} of {len(train)} images cannot be dealt out to "
+                f"{self.ranks.count} processes with {recipe.accumulation} equal parts each"
+            )
         self.model = model.to(train.device, memory_format=torch.channels_last)
         self.train, self.validation, self.augmentation = train, validation, augmentation
         self.recipe, self.precision = recipe, precision
-        self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.weight_decay)
-        self.averaged = AveragedModel(self.model, avg_fn=decaying_average(recipe.averaging), use_buffers=True)
+        self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.weight_decay, recipe.body_lr)
+        self.averaged = copy.deepcopy(self.model)
         self.epochs: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
+        self._network: nn.Module | None = None
 
     @property
     def best(self) -> Epoch:
@@ -248,27 +353,73 @@ class Training:
         return number == self.recipe.epochs or (patience is not None and waited >= patience)
 
     def run_epoch(self) -> Epoch:
-        """Train on every batch once and validate the averaged weights."""
+        """Train on every batch once and validate the averaged weights.
+
+        Raises
+        ------
+        Diverged
+            If a loss is infinite or no number; the best weights so far stay in `best_weights`.
+        """
         number, steps = len(self.epochs) + 1, self.train.steps
-        recipe = self.recipe
+        recipe, ranks = self.recipe, self.ranks
+        first = (number - 1) * steps
         rates = [
             learning_rate(step, recipe.epochs * steps, recipe.lr, recipe.schedule, recipe.warmup)
-            for step in range((number - 1) * steps, number * steps)
+            for step in range(first, first + steps)
         ]
+        network = self._prepared(frozen=number <= recipe.frozen_epochs)
         seed = recipe.seed * 100_003 + number
-        torch.manual_seed(seed)
-        batches = self.train.shuffled(self.augmentation, seed)
-        bar = tqdm(batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None)
-        trained = train_epoch(
-            self.model, self.averaged, bar, self.optimizer, rates, recipe.label_smoothing, self.precision
+        torch.manual_seed(seed + 1_000_003 * ranks.rank)  # dropout's
+        batches = self.train.shuffled(self.augmentation, seed, ranks.rank, ranks.count)
+        bar = tqdm(
+            batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None if ranks.first else True
         )
-        logits, labels = predict(self.averaged, self.validation, self.precision), self.validation.labels.cpu()
-        loss = F.cross_entropy(logits, labels).item()
-        validated = epoch_scores(labels.numpy(), logits.argmax(1).numpy(), loss)
+        count = itertools.count(first)
+        losses, predictions, labels = train_steps(
+            network,
+            bar,
+            self.optimizer,
+            rates,
+            recipe,
+            self.precision,
+            lambda: update_average(self.averaged, self.model, recipe.averaging, next(count)),
+        )
+        losses = (ranks.sum(losses) / ranks.count).cpu()
+        bad = losses.isfinite().logical_not().nonzero()
+        if len(bad):
+            batch = int(bad[0])
+            raise Diverged(
+                f"the training has diverged: the loss is {losses[batch].item()} at epoch {number}, "
+                f"batch {batch + 1} of {steps}, learning rate {rates[batch]:.3g}; lower train.lr"
+            )
+        trained = epoch_scores(
+            ranks.gather(labels).cpu().numpy(), ranks.gather(predictions).cpu().numpy(), losses.mean().item()
+        )
+        ranks.equalise(self.averaged)
+        logits = predict(self.averaged, self.validation, self.precision, ranks)
+        truth = self.validation.labels.cpu()
+        loss = F.cross_entropy(logits, truth).item()
+        validated = epoch_scores(truth.numpy(), logits.argmax(1).numpy(), loss)
         self.epochs.append(Epoch(number, rates[-1], trained, validated))
         if self.best.number == number:
-            self.best_weights = copy.deepcopy(self.averaged.module.state_dict())
+            self.best_weights = copy.deepcopy(self.averaged.state_dict())
         return self.epochs[-1]
+
+    def _prepared(self, frozen: bool) -> nn.Module:
+        """Return the network as the loop calls it, its body's weights frozen or free."""
+        head = set(self.model.head.parameters())
+        body = [weight for weight in self.model.parameters() if weight not in head]
+        if self._network is None or body[0].requires_grad == frozen:
+            for weight in body:
+                weight.requires_grad_(not frozen)
+                weight.grad = None
+            self._network = self.model
+            if self.ranks.count > 1:
+                self._network = DistributedDataParallel(self.model)
+            if self.compiled:
+                graphs = self.train.device.type == "cuda" and self.ranks.count == 1
+                self._network = torch.compile(self._network, mode="reduce-overhead" if graphs else "default")
+        return self._network
 
     def state(self) -> dict:
         """Return all that has changed since the start, as tensors and plain values."""
@@ -290,16 +441,3 @@ class Training:
             Epoch(epoch["number"], epoch["lr"], EpochScores(**epoch["train"]), EpochScores(**epoch["validation"]))
             for epoch in state["epochs"]
         ]
-
-
-def decaying_average(decay: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return how an average takes in a new value: exponentially with `decay`, faster at the start.
-
-    A decay of 0 makes the average the newest value.
-    """
-
-    def average(averaged: Tensor, value: Tensor, count: Tensor) -> Tensor:
-        weight = min(decay, float(count) / (float(count) + 10))
-        return averaged * weight + value * (1 - weight)
-
-    return average

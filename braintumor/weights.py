@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
@@ -36,10 +36,10 @@ class Description:
     deviation: float
 
 
-def save_model(model: nn.Module, description: Description, weights: Path, file: Path) -> None:
-    """Write weights (safetensors) and description (json)."""
+def save_model(state: dict[str, Tensor], description: Description, weights: Path, file: Path) -> None:
+    """Write a network's weights (safetensors), given as its state dict, and description (json)."""
     with replacing_file(weights) as beside:
-        save_file({name: value.cpu().contiguous() for name, value in model.state_dict().items()}, beside)
+        save_file({name: value.cpu().contiguous() for name, value in state.items()}, beside)
     with replacing_file(file) as beside:
         beside.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")
 

@@ -21,7 +21,8 @@ def run(stage: Callable[..., None]) -> None:
     try:
         stage(**vars(parser.parse_args()))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        # Processes that torchrun has started on one machine mostly fail alike: one of them says why.
+        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

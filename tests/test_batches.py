@@ -1,9 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from braintumor.batches import Augmentation, Batches, measure, warp
+from braintumor.batches import Augmentation, Batches, make_sets, measure, warp
 
 CPU = torch.device("cpu")
 OFF = {"flip": 0, "shift": 0, "rotation": 0, "scale": 0, "brightness": 0, "contrast": 0}
@@ -65,6 +66,50 @@ def test_streamed_and_resident_batches_are_the_same(tmp_path):
     assert torch.equal(collect(resident.in_order())[0], collect(streamed.in_order())[0])
 
 
+@pytest.mark.parametrize("resident", [0, None])
+def test_processes_together_get_what_one_gets_alone(resident):
+    batches = make(random_images(22), resident_bytes=resident)
+    alone, shares = list(batches.shuffled(ALL, 3)), [list(batches.shuffled(ALL, 3, rank, 2)) for rank in (0, 1)]
+    assert len(alone) == 5
+    for (images, labels), *parts in zip(alone, *shares, strict=True):
+        assert [len(part) for part, _ in parts] == [2, 2]
+        assert torch.equal(torch.cat([part for part, _ in parts]), images)
+        assert torch.equal(torch.cat([own for _, own in parts]), labels)
+    alone, shares = collect(batches.in_order())[0], [collect(batches.in_order(rank, 3))[0] for rank in (0, 1, 2)]
+    assert [len(share) for share in shares] == [8, 7, 7]
+    for rank, share in enumerate(shares):
+        assert torch.equal(share, alone[rank::3])
+
+
+def test_a_split_becomes_sets_normalised_by_what_trains():
+    images = random_images(6)
+    subsets = ["train", "test", "train", "validation", "unused", "train"]
+    table = pd.DataFrame({"class": list("baabba"), "group": range(6), "subset": subsets})
+    sets = make_sets(table, images, 2, 0.0, CPU)
+    assert sets.classes == ("a", "b")
+    assert (sets.train.rows.tolist(), sets.train.labels.tolist()) == ([0, 2, 5], [1, 0, 0])
+    assert (sets.validation.rows.tolist(), sets.validation.labels.tolist()) == ([3], [1])
+    for batches in (sets.train, sets.validation):
+        assert batches.mean == pytest.approx(images[[0, 2, 5]].mean() / 255)
+        assert batches.deviation == pytest.approx(images[[0, 2, 5]].std() / 255)
+
+
+def test_a_balanced_epoch_draws_large_groups_less_often():
+    # 18 images of one person and 2 of another: balance 1 gives each person half of the epoch, 0.5 gives 3 to 1.
+    table = pd.DataFrame({"class": "ab" * 11, "group": [1] * 18 + [2] * 2 + [3] * 2, "subset": "train"})
+    table.loc[20:, "subset"] = "validation"
+    for balance, expected in ((1.0, [10, 10]), (0.5, [15, 5]), (0.0, [18, 2])):
+        sets = make_sets(table.assign(**{"class": list("ab" * 11)}), random_images(22), 20, balance, CPU)
+        counts = np.zeros(20)
+        for seed in range(40):
+            order = sets.train._order(torch.Generator().manual_seed(seed)).numpy()
+            counts += np.bincount(order, minlength=20)
+            assert len(order) == 20
+        counts /= 40
+        assert [counts[:18].sum(), counts[18:].sum()] == pytest.approx(expected, abs=0.5)
+        assert counts[:18] == pytest.approx(expected[0] / 18, abs=0.3)
+
+
 def smooth_image(size=48):
     y, x = np.mgrid[:size, :size] / size
     picture = 120 + 60 * np.sin(7 * x + 2) * np.cos(5 * y) + 50 * np.exp(-40 * ((x - 0.6) ** 2 + (y - 0.4) ** 2))
@@ -73,8 +118,8 @@ def smooth_image(size=48):
 
 def one_warp(**settings):
     augmentation = Augmentation(**OFF | settings)
-    warps, draw = (torch.Generator().manual_seed(2) for _ in range(2))
-    return augmentation.warps(1, warps), torch.rand(1, 5, generator=draw)
+    draw = augmentation.draw(1, torch.Generator().manual_seed(2))
+    return augmentation.warps(draw), draw
 
 
 def inside(image):
@@ -115,8 +160,7 @@ def test_what_comes_in_from_outside_is_black():
 
 
 def test_draws_stay_in_their_ranges_and_fill_them():
-    generator = torch.Generator().manual_seed(0)
-    warps = ALL.warps(4000, generator)
+    warps = ALL.warps(ALL.draw(4000, torch.Generator().manual_seed(0)))
     degrees = torch.rad2deg(torch.atan2(warps[:, 1, 0], warps[:, 1, 1]))
     mirrored = torch.linalg.det(warps[:, :, :2]) < 0
     assert 9.9 < degrees.abs().max() <= 10.001

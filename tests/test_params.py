@@ -49,8 +49,15 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
         ({"train.channels": [8, "x"]}, "train.channels.1: must be a valid integer, got 'x'"),
         (
             {"train.model": "vgg"},
-            "train.model: must be 'resnet', 'cnn', 'cnn0', 'cnn1', 'cnn2' or 'cnn3', got 'vgg'",
+            "train.model: must be resnet, cnn, cnn0, cnn1, cnn2, cnn3 or torchvision/<name>, got 'vgg'",
         ),
+        ({"train.model": "torchvision/"}, "or torchvision/<name>, got 'torchvision/'"),
+        ({"train.model": 1}, "train.model: must be a valid string, got 1"),
+        (
+            {"train.model": "torchvision/resnet18", "train.channels": [8]},
+            "train: model=torchvision/resnet18 has blocks of its own: channels and hidden must be null",
+        ),
+        ({"train.pretrained": True}, "train: no weights come with model=resnet: pretrained must be false"),
         ({"train.model": "cnn"}, "train: model=cnn needs channels and hidden"),
         ({"train.batch_size": 1}, "train.batch_size: must be greater than or equal to 2, got 1"),
         ({"train.hidden": 8}, "train: model=resnet has no hidden layer: hidden must be null"),

@@ -15,7 +15,7 @@ from PIL import Image
 from braintumor.tables import read_table
 from tests.conftest import PROJECT
 
-STAGES = ["download", "audit", "preprocess", "split", "train", "evaluate"]
+STAGES = ["download", "audit", "preprocess", "split", "lr_range", "train", "evaluate"]
 DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 
@@ -101,10 +101,10 @@ def test_the_model_on_disk_says_all_that_is_needed_to_use_it(finished):
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ("-S train.dropout=0.5", ["train", "evaluate"]),
-        ("-S split.fold=1", ["split", "train", "evaluate"]),
+        ("-S train.dropout=0.5", ["lr_range", "train", "evaluate"]),
+        ("-S split.fold=1", ["split", "lr_range", "train", "evaluate"]),
         ("-S evaluate.batch_size=7", ["evaluate"]),
-        ("-S preprocess.fit=letterbox", ["preprocess", "train", "evaluate"]),
+        ("-S preprocess.fit=letterbox", ["preprocess", "lr_range", "train", "evaluate"]),
     ],
 )
 def test_a_param_runs_the_stages_that_it_bears_on(checkout, changes, stages):
@@ -221,7 +221,7 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, number, code):
     outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
-    command = DVC["stages"]["train"]["cmd"]
+    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher}", "python")
     checkout.params({"train": {"epochs": 8}})
     assert "going on" not in checkout.run(command)
     undisturbed = [(checkout.folder / out).read_bytes() for out in outs]

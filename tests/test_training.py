@@ -1,4 +1,5 @@
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -10,21 +11,22 @@ from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.errors import UserError
 from braintumor.models import Architecture
 from braintumor.training import (
+    Diverged,
     Recipe,
     Training,
     choose_device,
     choose_precision,
-    decaying_average,
     epoch_scores,
     learning_rate,
     make_optimizer,
     predict,
+    update_average,
 )
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
     epochs=6, optimizer="sgd", lr=0.05, schedule="cosine", warmup=0.1, weight_decay=5e-4, label_smoothing=0.1,
-    averaging=0.9, patience=None, seed=3,
+    averaging=0.9, patience=None, seed=3, accumulation=1, body_lr=1.0, frozen_epochs=0,
 )  # fmt: skip
 AUGMENTATION = Augmentation(flip=0.5, shift=0.05, rotation=5, scale=0, brightness=0.1, contrast=0)
 
@@ -93,14 +95,69 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one():
 
 
 def test_averaged_weights_follow_at_the_decay():
-    average = decaying_average(0.9)
-    values = [
-        average(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(count)).item() for count in (0, 10, 10**6)
-    ]
-    assert values == pytest.approx([2.0, 1.5, 1.1])  # at the start as of 10 earlier steps
+    for step, expected in ((0, 2.0), (10, 1.5), (10**6, 1.1)):  # at the start as of 10 earlier steps
+        averaged, newest = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+        nn.init.constant_(newest.weight, 2.0)
+        newest.running_var.fill_(2.0)
+        newest.num_batches_tracked.fill_(7)
+        update_average(averaged, newest, 0.9, step)
+        assert averaged.weight.item() == averaged.running_var.item() == pytest.approx(expected)
+        assert averaged.num_batches_tracked == 7
     newest = train(replace(epochs=2, averaging=0.0))
     for name, value in newest.model.state_dict().items():
-        assert torch.equal(value, newest.averaged.module.state_dict()[name]), name
+        assert torch.equal(value, newest.averaged.state_dict()[name]), name
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole():
+    # Without batch norm and dropout, the parts' gradients add up to the batch's.
+    def weights(accumulation):
+        torch.manual_seed(0)
+        model = Architecture.named("cnn", [4, 8], 16, 0.0, 32, 2).build()
+        training = Training(
+            model, *make_sets(), AUGMENTATION, replace(accumulation=accumulation, epochs=1), torch.float32
+        )
+        return training.run_epoch(), torch.cat([weight.detach().ravel() for weight in model.parameters()])
+
+    (one, whole), (four, parts) = weights(1), weights(4)
+    assert torch.allclose(whole, parts, atol=1e-6)
+    assert one.train.loss == pytest.approx(four.train.loss, abs=1e-6)
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_an_error():
+    with pytest.raises(
+        UserError, match=r"train\.batch_size: 16 of 240 images cannot be dealt out to 1 proc.* 3 equal"
+    ):
+        train(replace(accumulation=3))
+
+
+def test_the_body_waits_for_the_head_and_then_trains_at_its_share_of_the_rate():
+    torch.manual_seed(0)
+    model = Architecture.named("resnet", [8, 16], None, 0.0, 32, 2).build()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    training = Training(
+        model, *make_sets(), AUGMENTATION, replace(epochs=3, frozen_epochs=1, body_lr=0.25), torch.float32
+    )
+    training.run_epoch()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    training.run_epoch()
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed == set(before)
+    rates = {group["share"]: group["lr"] for group in training.optimizer.param_groups}
+    assert rates[0.25] == pytest.approx(0.25 * rates[1.0])
+
+
+def test_a_compiled_network_learns_what_the_plain_one_does():
+    def curve(compiled):
+        torch.manual_seed(0)
+        model = Architecture.named("resnet", [8], None, 0.0, 32, 2).build()
+        recipe = replace(epochs=2, frozen_epochs=1)
+        training = Training(model, *make_sets(), AUGMENTATION, recipe, torch.float32, compiled=compiled)
+        losses = [training.run_epoch().train.loss for _ in range(2)]
+        assert all(not name.startswith("_orig_mod") for name in training.best_weights)
+        return losses
+
+    assert curve(True) == pytest.approx(curve(False), abs=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -156,14 +213,30 @@ def test_the_rate_of_each_epoch_is_told():
 
 
 def test_a_training_that_diverges_is_an_error():
-    with pytest.raises(UserError, match=r"diverged.*lower train\.lr"):
+    with pytest.raises(
+        Diverged, match=r"the loss is (nan|inf) at epoch 1, batch \d+ of 15, .*e\+.*lower train\.lr"
+    ):
         train(replace(lr=1e12))
 
 
+def test_a_training_that_diverges_late_keeps_its_best_weights():
+    whole = train(replace(epochs=2))
+    training = train(replace(epochs=3), epochs=2)
+    best = {name: value.clone() for name, value in training.best_weights.items()}
+    training.model.head.weight.data.fill_(float("nan"))
+    with pytest.raises(Diverged, match="the loss is nan at epoch 3, batch 1 of 15"):
+        training.run_epoch()
+    assert len(training.epochs) == len(whole.epochs) == 2
+    for name, value in best.items():
+        assert torch.equal(value, training.best_weights[name])
+        assert value.isfinite().all()
+
+
 def test_norms_and_biases_do_not_decay():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    layers = {"conv": nn.Conv2d(1, 2, 3), "norm": nn.BatchNorm2d(2), "head": nn.Linear(2, 2)}
+    model = nn.Sequential(OrderedDict(layers))
     for name in ("sgd", "adamw"):
-        decayed, free = make_optimizer(model, name, 0.1).param_groups
+        decayed, free = make_optimizer(model, name, 0.1, 1.0).param_groups
         assert [weight.ndim for weight in decayed["params"]] == [4, 2]
         assert [weight.ndim for weight in free["params"]] == [1, 1, 1, 1]
         assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)

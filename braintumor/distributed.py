@@ -1,0 +1,92 @@
+"""Several processes that train one network, as torchrun starts them: which one this is, and what they exchange."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that train together; on its own where nothing else was started.
+
+    Attributes
+    ----------
+    rank : int
+        Of this process, from 0; the first one writes the files.
+    count : int
+        How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of all processes' tensors of one shape."""
+        if self.count > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return all processes' tensors of one shape one after the other, along the first axis."""
+        if self.count == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.count)]
+        dist.all_gather(parts, values)
+        return torch.cat(parts)
+
+    def equalise(self, model: nn.Module) -> None:
+        """Give every process the first one's weights and buffers; batch norm's averages differ otherwise."""
+        if self.count > 1:
+            for value in model.state_dict().values():
+                dist.broadcast(value, 0)
+
+    def share(self, value: object) -> object:
+        """Return the first process's value in all of them."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the processes that torchrun has started, and leave them at the end; alone without torchrun.
+
+    Parameters
+    ----------
+    device : torch.device
+        Of this process: GPUs exchange through NCCL, CPUs through gloo.
+    """
+    if not dist.is_torchelastic_launched():
+        yield Ranks()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if not any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer")):
+            raise
+        # Another process is gone. Torchrun says which, ends the others and waits half a minute at most.
+        time.sleep(60)
+        sys.exit(1)
+    finally:
+        dist.destroy_process_group()
+
+
+def place_on_machine() -> tuple[int, int]:
+    """Return the number of this process on its machine, from 0, and how many torchrun has started there."""
+    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

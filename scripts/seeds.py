@@ -1,0 +1,119 @@
+"""Run the committed recipe over folds and seeds of each protocol, what is missing only, and sum up the table.
+
+Each row of metrics/seeds.csv is one DVC experiment of the whole pipeline in a copy of the project, so that the
+checkout stays as it is. Stopped at any moment, it goes on with the row that was running.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import dvc.api
+import pandas as pd
+import torch
+
+from braintumor.params import load_params
+from braintumor.tables import read_table, write_table
+from scripts.bench import processor
+from scripts.demo import PROJECT
+
+RESULTS = PROJECT / "metrics" / "seeds.csv"
+PAGE = PROJECT / "docs" / "training.md"
+PLACE = re.compile(r"(?<=<!-- seeds -->\n).*?(?=<!-- /seeds -->)", re.DOTALL)
+COLUMNS = [
+    "protocol", "group_by", "seed", "fold", "accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy",
+    "epochs", "seconds", "device", "commit",
+]  # fmt: skip
+KEY = COLUMNS[:4]
+
+
+def wanted(seed: int) -> list[tuple[str, str, int, int]]:
+    """Return protocol, group_by, seed and fold of each row, those that matter most first.
+
+    Parameters
+    ----------
+    seed : int
+        The committed one, which the folds are run with.
+    """
+    folds = range(5)
+    return [
+        *[("grouped", "patient", seed, fold) for fold in folds],
+        *[("official", "patient", seed + number, 0) for number in folds],
+        *[("grouped", "copy", seed, fold) for fold in folds],
+        *[("copy_free", "patient", seed + number, 0) for number in folds],
+    ]
+
+
+def run(*command: str) -> str:
+    """Run a command in the project; end with what it says if it fails."""
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
+    return done.stdout
+
+
+def run_row(row: tuple[str, str, int, int]) -> dict:
+    """Run one experiment and return its line of the table."""
+    protocol, group_by, seed, fold = row
+    name = f"seeds-{protocol}-{group_by}-{seed}-{fold}"
+    if name in run("dvc", "exp", "list", "--name-only").split():
+        run("dvc", "exp", "remove", name)
+    settings = {
+        "split.protocol": protocol,
+        "split.group_by": group_by,
+        "split.fold": fold,
+        "train.seed": seed,
+    }
+    overrides = [text for param, value in settings.items() for text in ("-S", f"{param}={value}")]
+    start = time.perf_counter()
+    run("dvc", "exp", "run", "--temp", "--name", name, *overrides)
+    seconds = time.perf_counter() - start
+    test, train = (
+        dvc.api.metrics_show(f"metrics/{stage}.json", repo=str(PROJECT), rev=name) for stage in ("test", "train")
+    )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    values = [
+        *row, test["accuracy"], test["accuracy_distinct"], test.get("accuracy_copy_free"),
+        train["validation_accuracy"], train["epochs"], round(seconds), f"{os.cpu_count()} cores of {device}",
+        run("git", "rev-parse", "--short", "HEAD").strip(),
+    ]  # fmt: skip
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Return mean and standard deviation of each protocol's rows, as a table of Markdown."""
+    lines = [
+        "| protocol | rows | all test images | distinct | without a copy in training | validation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (protocol, group_by), rows in table.groupby(["protocol", "group_by"], sort=False):
+        cells = []
+        for column in ("accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy"):
+            mean, deviation = 100 * rows[column].mean(), 100 * rows[column].std()
+            cells.append(f"{mean:.2f}%" if len(rows) == 1 else f"{mean:.2f}% ± {deviation:.2f}")
+        name = f"`grouped` by {group_by}, folds" if protocol == "grouped" else f"`{protocol}`, seeds"
+        lines.append(f"| {name} | {len(rows)} of 5 | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    if run("git", "status", "--porcelain", "--", "params.yaml", "dvc.yaml", "braintumor", "stages").strip():
+        sys.exit("error: commit the code and the params first: each row of the table names its commit")
+    table = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+    rows = wanted(load_params(PROJECT / "params.yaml").train.seed)
+    for number, row in enumerate(rows, start=1):
+        if (table[KEY].astype(str) == [str(value) for value in row]).all(axis=1).any():
+            continue
+        settings = ", ".join(f"{name} {value}" for name, value in zip(KEY, row, strict=True))
+        print(f"{number} of {len(rows)}: {settings}", flush=True)
+        result = pd.DataFrame([run_row(row)])
+        table = pd.concat([table, result], ignore_index=True) if len(table) else result
+        write_table(table, RESULTS)
+        print(result.to_string(index=False), flush=True)
+    PAGE.write_text(PLACE.sub(lambda _: summary(table), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Compare settings of the training on validation images of other people; no test image is read.
+
+    python -m scripts.tuning [NAME ...]
+
+Trains the variants of tuning.yaml that metrics/tuning.csv lacks, or the named ones among them, one after the
+other, and appends a row for each. Several of it may run side by side on different names.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F  # noqa: N812, the usual name
+import yaml
+
+from braintumor.batches import Augmentation, make_sets
+from braintumor.models import Architecture, count_parameters
+from braintumor.params import Params, load_params, pick
+from braintumor.split import assign_subsets
+from braintumor.tables import read_images, read_table
+from braintumor.training import Recipe, Training, choose_device, choose_precision, predict
+
+VARIANTS = Path("tuning.yaml")
+RESULTS = Path("metrics/tuning.csv")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training of one variant came to on the validation images.
+
+    Attributes
+    ----------
+    distinct_accuracy : float
+        Each copy group weighs one, as the share of its images that are right.
+    distinct_loss : float
+        Cross-entropy with the same weights.
+    """
+
+    name: str
+    seed: int
+    distinct_accuracy: float
+    distinct_loss: float
+    accuracy: float
+    train_accuracy: float
+    parameters: int
+    epochs: int
+    seconds: int
+
+
+def with_overrides(params: Params, overrides: dict) -> Params:
+    """Return params with some values replaced, by names such as ``train.lr``."""
+    content = params.model_dump()
+    for name, value in overrides.items():
+        section, param = name.split(".")
+        content[section][param] = value
+    return Params.model_validate(content)
+
+
+def run_variant(name: str, params: Params) -> tuple[Result, pd.DataFrame]:
+    """Train with some params and score the newest averaged weights on the validation images."""
+    train, split = params.train, params.split
+    device = choose_device(train.device, train.threads)
+    precision = choose_precision(train.precision, device)
+    table = read_table(Path("data/manifest.csv"))
+    array = read_images(Path("data/images.npy"), table)
+    table["subset"] = assign_subsets(
+        table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed
+    )
+    sets = make_sets(table, array, train.batch_size, train.balance, device)
+    architecture = Architecture.named(
+        train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(sets.classes)
+    )
+    torch.manual_seed(train.seed)
+    model = architecture.build(train.pretrained)
+    training = Training(
+        model, sets.train, sets.validation, pick(Augmentation, train), pick(Recipe, train), precision
+    )
+    validated = table.iloc[sets.validation.rows]
+    start = time.perf_counter()
+    while not training.done:
+        epoch = training.run_epoch()
+        print(
+            f"{name}, seed {train.seed}: epoch {epoch.number}/{train.epochs}, train {epoch.train.accuracy:.4f}, "
+            f"validation {epoch.validation.accuracy:.4f}, {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
+    seconds = time.perf_counter() - start
+    logits = predict(training.averaged, training.validation, precision)
+    labels = sets.validation.labels.cpu()
+    right = (logits.argmax(1) == labels).numpy().astype(float)
+    weight = 1 / validated.groupby("copy_group")["path"].transform("size").to_numpy()
+    losses = F.cross_entropy(logits, labels, reduction="none").numpy()
+    predictions = validated[["path", "class", "copy_group", "patient", "group"]].copy()
+    predictions["prediction"] = [sets.classes[i] for i in logits.argmax(1)]
+    result = Result(
+        name,
+        train.seed,
+        round(float(np.average(right, weights=weight)), 4),
+        round(float(np.average(losses, weights=weight)), 4),
+        round(float(right.mean()), 4),
+        epoch.train.accuracy,
+        count_parameters(model),
+        train.epochs,
+        round(seconds),
+    )
+    return result, predictions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.tuning", description="Compare settings on validation")
+    parser.add_argument("names", nargs="*", help="variants of tuning.yaml; all where none is given")
+    parser.add_argument("--predictions", type=Path, help="folder for each variant's validation predictions")
+    arguments = parser.parse_args()
+    content = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
+    params = with_overrides(load_params(Path("params.yaml")), content["base"])
+    unknown = set(arguments.names) - set(content["variants"])
+    if unknown:
+        sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
+    for name, variant in content["variants"].items():
+        if arguments.names and name not in arguments.names:
+            continue
+        for seed in content["seeds"]:
+            done = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
+            if ((done["name"] == name) & (done["seed"] == seed)).any():
+                continue
+            chosen = with_overrides(params, {**(variant or {}), "train.seed": seed})
+            result, predictions = run_variant(name, chosen)
+            pd.DataFrame([result]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
+            if arguments.predictions:
+                arguments.predictions.mkdir(parents=True, exist_ok=True)
+                predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
+            print(result, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Raise the learning rate step by step from far too small to far too large, and suggest one."""
+
+from itertools import chain, count, islice
+from pathlib import Path
+
+import torch
+
+from braintumor.batches import Augmentation, make_sets
+from braintumor.lr_range import range_curve, range_rates, suggest_rate
+from braintumor.models import Architecture
+from braintumor.params import load_params, pick
+from braintumor.tables import read_images, read_table, write_metrics, write_table
+from braintumor.training import Recipe, choose_device, choose_precision, make_optimizer, train_steps
+from stages import run
+
+
+def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
+    params = load_params(Path("params.yaml"))
+    train, test = params.train, params.lr_range
+    device = choose_device(train.device, train.threads)
+    precision = choose_precision(train.precision, device)
+    table = read_table(split)
+    array = read_images(images, table)
+    sets = make_sets(table, array, train.batch_size, train.balance, device)
+    torch.manual_seed(train.seed)
+    model = Architecture.named(
+        train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(sets.classes)
+    ).build(train.pretrained)
+    model.to(device, memory_format=torch.channels_last)
+    recipe = pick(Recipe, train)
+    optimizer = make_optimizer(model, train.optimizer, train.weight_decay, train.body_lr)
+    rates = range_rates(test.start, test.end, test.steps)
+    augmentation = pick(Augmentation, train)
+    epochs = (sets.train.shuffled(augmentation, train.seed + epoch) for epoch in count())
+    batches = islice(chain.from_iterable(epochs), test.steps)
+    losses, _, _ = train_steps(model, batches, optimizer, rates, recipe, precision)
+    rising = range_curve(rates, losses.cpu().numpy(), test.smoothing)
+    suggestion = suggest_rate(rising)
+    write_table(rising, curve)
+    write_metrics({"suggested_lr": float(f"{suggestion:.3g}")}, metrics)
+    print(f"the loss falls fastest at a learning rate of {suggestion:.3g} (train.lr: {train.lr})")
+
+
+if __name__ == "__main__":
+    run(main)

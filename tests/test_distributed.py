@@ -1,0 +1,107 @@
+"""Several processes on the CPU, started by torchrun as train.launcher does."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+STAGE = (
+    "-m stages.train --images data/images.npy --split data/split.csv --lr_range metrics/lr_range.json "
+    "--weights models/model.safetensors --description models/model.json "
+    "--metrics metrics/train.json --curves plots/curves.csv --live plots/live"
+)
+TWO = f"torchrun --standalone --nproc-per-node=2 {STAGE}"
+ONE = f"python {STAGE}"
+# No batch norm and no dropout: the processes' gradients are those of the whole batch.
+PLAIN = {"model": "cnn", "channels": [8, 8, 16], "hidden": 16, "dropout": 0.0, "lr": 0.02, "epochs": 4}
+
+
+def curves(checkout):
+    return pd.read_csv(checkout.folder / "plots/curves.csv")
+
+
+def test_two_processes_give_the_curve_of_one(checkout):
+    checkout.params({"train": PLAIN})
+    checkout.run(ONE)
+    one, weights = curves(checkout), load_file(checkout.folder / "models/model.safetensors")
+    output = checkout.run(TWO)
+    assert "one of 2 processes" in output
+    assert output.count("epoch 4/4") == 1  # only the first one prints
+    two = curves(checkout)
+    # Only the order of additions differs, a part in ten million; many steps leave it under a thousandth.
+    for name in ("train_loss", "validation_loss"):
+        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), abs=1e-3)
+    for name, value in load_file(checkout.folder / "models/model.safetensors").items():
+        assert torch.allclose(value, weights[name], atol=1e-3), name
+    assert not (checkout.folder / "models/unfinished").exists()
+
+
+def test_two_processes_with_batch_norm_and_dropout_repeat_exactly(checkout):
+    file = checkout.folder / "models/model.safetensors"
+    weights = []
+    for _ in range(2):
+        checkout.run(TWO)
+        weights.append(file.read_bytes())
+    assert weights[0] == weights[1]
+
+
+def start(checkout, command, until):
+    """Start a command in a session of its own; return its process once it prints a line that begins so."""
+    process = subprocess.Popen(
+        command.split(),
+        cwd=checkout.folder,
+        env=checkout.env,
+        stdout=subprocess.PIPE,
+        stderr=(checkout.folder / "stderr.txt").open("w"),
+        text=True,
+        start_new_session=True,
+    )
+    assert any(line.startswith(until) for line in process.stdout), (checkout.folder / "stderr.txt").read_text()
+    return process
+
+
+def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout):
+    checkout.params({"train": PLAIN | {"epochs": 30}})
+    process = start(checkout, TWO, "epoch 3/30")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for worker in [process, *workers]:
+        worker.send_signal(signal.SIGKILL)
+    process.wait()
+    output = checkout.run(ONE)
+    assert "going on after epoch" in output
+    assert len(curves(checkout)) == 30
+    assert json.loads((checkout.folder / "metrics/train.json").read_text())["epochs"] == 30
+
+
+def test_killing_one_process_ends_all_and_says_which(checkout):
+    checkout.params({"train": PLAIN | {"epochs": 500}})
+    process = start(checkout, TWO, "epoch 2/500")
+    workers = psutil.Process(process.pid).children(recursive=True)
+    second = next(worker for worker in workers if worker.environ().get("RANK") == "1")
+    began = time.monotonic()
+    second.kill()
+    assert process.wait(timeout=60) != 0
+    assert time.monotonic() - began < 60
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    output = (checkout.folder / "stderr.txt").read_text()
+    assert f"Signal 9 (SIGKILL) received by PID {second.pid}" in output
+    assert "[rank0]: Traceback" not in output
+
+
+def test_gradients_that_cannot_be_dealt_out_are_one_line(checkout):
+    checkout.params({"train": PLAIN | {"batch_size": 15}})
+    output = checkout.run(TWO, code=1)
+    assert output.count("error: train.batch_size: 15 of") == 1
+
+
+def test_synchronised_norms_need_a_gpu(checkout):
+    checkout.params({"train": {"sync_batch_norm": True}})
+    output = checkout.run(ONE, code=1)
+    assert output.startswith("error: train.sync_batch_norm: torch has it on GPUs only")
+    assert output.count("\n") == 1
