@@ -168,11 +168,18 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: fl
         Share of the rate that all but the head trains at. Each group has its share as ``share``.
     """
     head = set(model.head.parameters())
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    # Body and head in groups of their own even at one rate: the fused SGD wants all of a group to start at once.
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for weight in model.parameters():
-        key = (1.0 if weight in head else body_lr, weight_decay if weight.ndim > 1 else 0.0)
-        groups.setdefault(key, []).append(weight)
-    settings = [{"params": own, "share": share, "weight_decay": decay} for (share, decay), own in groups.items()]
+        groups.setdefault((weight in head, weight.ndim > 1), []).append(weight)
+    settings = [
+        {
+            "params": own,
+            "share": 1.0 if in_head else body_lr,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (in_head, decays), own in groups.items()
+    ]
     if name == "sgd":
         return torch.optim.SGD(settings, lr=0.0, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(settings, lr=0.0, fused=True)

@@ -161,6 +161,12 @@ def test_a_compiled_network_learns_what_the_plain_one_does():
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_body_may_join_late_at_the_full_rate(optimizer):
+    training = train(replace(epochs=3, frozen_epochs=2, optimizer=optimizer))
+    assert len(training.epochs) == 3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimizer, tmp_path):
     recipe = replace(optimizer=optimizer, lr=0.01, epochs=4)
     whole = train(recipe)
@@ -236,10 +242,9 @@ def test_norms_and_biases_do_not_decay():
     layers = {"conv": nn.Conv2d(1, 2, 3), "norm": nn.BatchNorm2d(2), "head": nn.Linear(2, 2)}
     model = nn.Sequential(OrderedDict(layers))
     for name in ("sgd", "adamw"):
-        decayed, free = make_optimizer(model, name, 0.1, 1.0).param_groups
-        assert [weight.ndim for weight in decayed["params"]] == [4, 2]
-        assert [weight.ndim for weight in free["params"]] == [1, 1, 1, 1]
-        assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+        groups = make_optimizer(model, name, 0.1, 0.5).param_groups
+        found = {(group["share"], group["weight_decay"]): [w.ndim for w in group["params"]] for group in groups}
+        assert found == {(0.5, 0.1): [4], (0.5, 0.0): [1, 1, 1], (1.0, 0.1): [2], (1.0, 0.0): [1]}
 
 
 def test_scores_of_an_epoch_are_macro_averages():
