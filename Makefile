@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test lint format bench lock
+.PHONY: demo repro test lint format bench scaling lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -32,6 +32,9 @@ format: .venv/installed
 
 bench: .venv/installed ## the table of times in the README
 	.venv/bin/python -m scripts.bench
+
+scaling: .venv/installed ## the tables and the plot of docs/scaling.md
+	.venv/bin/python -m scripts.scaling
 
 lock: .venv/installed ## requirements.lock from pyproject.toml
 	.venv/bin/pip install --quiet uv==0.13.9
