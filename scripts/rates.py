@@ -8,7 +8,7 @@ import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from braintumor.checkpoint import fingerprint
 from braintumor.copies import find_copies
 from braintumor.images import load_squares
 from braintumor.manifest import inspect_images
-from braintumor.params import Params
+from braintumor.params import Params, pick
 from braintumor.split import grouped_folds
 from braintumor.tables import read_table, write_table
 from braintumor.training import Recipe, Training, choose_device, choose_precision, epoch_scores
@@ -80,11 +80,7 @@ def make_training(model: nn.Module, images: np.ndarray, batch: int, precision: t
     """Make a training of the project's own recipe on all images but two, which validate."""
     rows, labels = np.arange(len(images)), np.arange(len(images)) % 4
     sets = [Batches(images, part, labels[part], batch, 0.5, 0.2, CPU) for part in (rows[:-2], rows[-2:])]
-    augmentation, recipe = (
-        kind(**{field.name: getattr(p.train, field.name) for field in fields(kind)})
-        for kind in (Augmentation, Recipe)
-    )
-    return Training(model, *sets, augmentation, recipe, precision)
+    return Training(model, *sets, pick(Augmentation, p.train), pick(Recipe, p.train), precision)
 
 
 def count_step(make_model: Callable[[], nn.Module], size: int, batches: tuple[int, int], params: Params) -> Step:
@@ -93,8 +89,6 @@ def count_step(make_model: Callable[[], nn.Module], size: int, batches: tuple[in
     def epoch(batch: int, steps: int) -> np.ndarray:
         images = np.zeros((batch * steps + 2, size, size), np.uint8)
         training = make_training(make_model(), images, batch, torch.bfloat16, params)
-        for group in training.optimizer.param_groups:
-            group["foreach"] = True  # as is usual on a GPU; on a CPU it would count every weight by itself
         with Counter() as counter, FlopCounterMode(display=False) as flops:
             training.run_epoch()
         return np.array([counter.operations, counter.bytes, flops.get_total_flops()], float)
