@@ -346,6 +346,7 @@ class Training:
         self.epochs: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
         self._network: nn.Module | None = None
+        self._frozen = False
 
     @property
     def best(self) -> Epoch:
@@ -414,10 +415,10 @@ class Training:
 
     def _prepared(self, frozen: bool) -> nn.Module:
         """Return the network as the loop calls it, its body's weights frozen or free."""
-        head = set(self.model.head.parameters())
-        body = [weight for weight in self.model.parameters() if weight not in head]
-        if self._network is None or body[0].requires_grad == frozen:
-            for weight in body:
+        if self._network is None or frozen != self._frozen:
+            self._frozen = frozen
+            head = set(self.model.head.parameters())
+            for weight in set(self.model.parameters()) - head:
                 weight.requires_grad_(not frozen)
                 weight.grad = None
             self._network = self.model

@@ -1,4 +1,5 @@
 import math
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -133,7 +134,8 @@ def test_the_tables_take_the_place_of_the_old_ones():
 
 def test_a_step_is_counted_as_by_hand():
     def network():
-        return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))
+        layers = nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(OrderedDict(body=nn.Sequential(*layers), head=nn.Linear(4, 4)))
 
     step = rates.count_step(network, 16, (2, 4), load_params(PROJECT / "params.yaml"))
     # The convolution's products forward and for its weights, the layer's also for its input; two each.
@@ -144,10 +146,10 @@ def test_a_step_is_counted_as_by_hand():
 
 def test_every_rate_is_measured(tmp_path):
     params = load_params(PROJECT / "params.yaml")
-    network = nn.Sequential
     r = rates.measure_array(tmp_path, 16, 2000) | rates.measure_files(tmp_path, 16, 3)
     r |= rates.measure_copies((32, 64)) | rates.measure_tables(tmp_path, 400)
-    r |= rates.measure_training(lambda: network(nn.Flatten(), nn.Linear(256, 4)), 16, params, 18)
+    layers = {"body": nn.Flatten(), "head": nn.Linear(256, 4)}
+    r |= rates.measure_training(lambda: nn.Sequential(OrderedDict(layers)), 16, params, 18)
     assert {name for name in RATES if not name.startswith("dvc")} == set(r)
     assert all(value > 0 for name, value in r.items() if name not in ("disk_bytes", "advised_bytes"))
 
