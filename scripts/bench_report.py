@@ -1,0 +1,365 @@
+"""The page and the plot of the training benchmark, made from its figures alone."""
+
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from braintumor.files import replacing_file
+from braintumor.plots import COLOURS, save
+
+OURS, OTHER = COLOURS.values()
+THEIRS = "#9a9a9a"
+REACHED, GROUPED_REACHED = 0.93, 0.94
+KINDS = {
+    "Conv2d": "convolutions", "Linear": "linear layers", "BatchNorm2d": "norms", "ReLU": "activations",
+    "MaxPool2d": "pooling", "AvgPool2d": "pooling", "feeding": "feeding", "optimizer": "optimizer",
+    "averaging": "averaging",
+}  # fmt: skip
+OTHERS, REST = "other layers", "the rest"
+# What is turned, the side with it and the side without it.
+SWITCHES = [
+    ("bfloat16 for float32", "as it is", "float32"),
+    ("channels_last for contiguous", "as it is", "contiguous"),
+    ("optimizer foreach for loop", "foreach", "for-loop"),
+    ("optimizer fused for loop", "fused", "for-loop"),
+    ("torch.compile for eager", "compiled", "as it is"),
+    ("averaging off for on", "no averaging", "as it is"),
+]
+HEAD = """# Training benchmark
+
+Written by `make bench` from what it measured; every sample is in
+[`metrics/benchmark.json`](../metrics/benchmark.json). The two sides of a ratio ran in turn on one machine, several
+rounds after one that warmed up; the figures are medians. One section alone:
+`python -m scripts.bench_training --only seed` (or `time`, `feeding`, `arithmetic`, `switches`, `memory`).
+
+![Speed, time to an accuracy, parts of a step, switches](benchmark.png)
+"""
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits and without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as milliseconds, seconds or minutes."""
+    if seconds < 1:
+        return f"{number(1e3 * seconds)} ms"
+    return f"{number(seconds / 60)} min" if seconds >= 180 else f"{number(seconds)} s"
+
+
+def percent(share: float) -> str:
+    """Write a share in per cent."""
+    return f"{100 * share:.1f}%"
+
+
+def times(above: list[float], below: list[float]) -> str:
+    """Write the ratio of two medians."""
+    return f"{ratio(above, below):.2f} times"
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the ratio of two medians."""
+    return median(above) / median(below)
+
+
+def table(head: str, *rows: tuple[str, ...]) -> str:
+    """Write rows as a Markdown table under a head of names separated by ``|``."""
+    line = "|".join(["---"] * len(head.split("|")))
+    return "\n".join([f"| {head} |", f"|{line}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def first_reaching(accuracies: list[float], wanted: float) -> int | None:
+    """Return the first epoch, counted from 1, with at least some accuracy."""
+    return next((epoch for epoch, reached in enumerate(accuracies, start=1) if reached >= wanted), None)
+
+
+# --- The sections of the page ---
+
+
+def write_seed(found: dict, _: dict) -> str:
+    speed = found["images_per_second"]
+    theirs, ours, loading = (number(median(speed[side])) for side in ("seed", "ours", "seed_feeding"))
+    what = f"training cnn3, {found['size']} pixels square, batches of {found['batch_size']}"
+    figures = table(
+        "images a second | the seed's way | ours | gain | target",
+        (what, theirs, ours, times(speed["ours"], speed["seed"]), "at least 3 times"),
+    )
+    return f"""## Against the seed's own procedure
+
+{figures}
+
+Both train on the same {found["images"]} {"images of the dataset" if found["dataset"] else "made-up images"}. The
+seed's way: torchvision's ImageFolder in the process that trains, each image read, resized and augmented by Pillow
+at each use (which alone gives {loading} images a second), float32, contiguous, Adam. Ours: the same network,
+optimizer, size and strengths of augmentation on squares that were read once, {found["precision"]}, channels_last,
+averaged weights."""
+
+
+def seed_seconds(results: dict) -> float:
+    """Return how long the seed trains for the accuracy that it reports."""
+    found = results["time"]
+    return found["seed_epochs"] * found["seed_images"] / median(results["seed"]["images_per_second"]["seed"])
+
+
+def write_time(found: dict, results: dict) -> str:
+    seconds, accuracies = zip(*found["curve"], strict=True)
+    theirs, reading = seed_seconds(results), found["decoding_seconds"]
+    reached, gain, how = "not reached", "", f"the best one has {percent(max(accuracies))}"
+    if epoch := first_reaching(accuracies, REACHED):
+        ours = reading + seconds[epoch - 1]
+        reached, gain, how = duration(ours), f"{theirs / ours:.1f} times", f"epoch {epoch} was enough"
+    figures = table(
+        "validation accuracy | the seed's way | ours | gain | target",
+        (f"{percent(REACHED)}, seed's protocol", duration(theirs), reached, gain, "at least 30 times"),
+    )
+    return f"""## Time to an accuracy
+
+{figures}
+
+The seed's protocol validates on half of `Testing`, most of it copies of training images. The seed reports 93%
+after {found["seed_epochs"]} epochs; that training is not repeated here, its time is that of as many times
+{found["seed_images"]:,} images at the speed above, without validation. Ours is the default network really trained,
+with a schedule of {len(seconds)} epochs ({how}), the time with validation and {duration(reading)} for reading the
+files.
+
+{write_grouped(found)}"""
+
+
+def write_grouped(found: dict) -> str:
+    """Tell time and arithmetic of the committed run, which validates and tests on other people."""
+    images, flops = found["grouped_images"], found["flops_per_image"]
+    per_epoch = found["curve"][-1][0] / len(found["curve"]) * images / found["seed_images"]
+    if found["seconds"]:
+        per_epoch = found["seconds"] / found["epochs"]
+    how = "measured over the whole recipe" if found["seconds"] else "as in the training above"
+    reached = first_reaching(found["committed_curve"], GROUPED_REACHED)
+    rows = [
+        (what, str(epochs), duration(epochs * per_epoch), f"{number(epochs * images * flops / 1e15)} PFLOP")
+        if epochs
+        else (what, "not reached", "", "")
+        for what, epochs in ((f"to {percent(GROUPED_REACHED)} of validation", reached), ("all", found["epochs"]))
+    ]
+    distinct = found["committed_distinct"]
+    verdict = "reached" if distinct >= GROUPED_REACHED else "not reached"
+    return f"""{table("committed run, grouped by patient | epochs | time | arithmetic", *rows)}
+
+The accuracies are those of `plots/curves.csv`, on the validation images, which show other people than the training
+images do. An epoch of {images:,} images takes {duration(per_epoch)}, {how}, and an image
+{number(flops / 1e9)} GFLOP forward and backward, counted by torch's FlopCounterMode. Of the distinct images of the
+test set that run gets {percent(distinct)}: 94% is {verdict}."""
+
+
+def write_feeding(found: dict, _: dict) -> str:
+    seconds, ways = found["seconds"], found["augmentation_seconds"]
+    feed, step = (duration(median(seconds[side])) for side in ("feeding", "step"))
+    share = percent(ratio(seconds["feeding"], seconds["step"]))
+    what = f"default network, {found['size']} pixels square, batches of {found['batch_size']}"
+    compared = [(way, duration(median(taken)), times(taken, ways["ours"])) for way, taken in ways.items()]
+    return f"""## Feeding
+
+{table("a batch | feeding | whole step | share | target", (what, feed, step, share, "at most 10%"))}
+
+Feeding is all before the network: gathering the images, float, augmentation, normalisation, channels_last.
+
+{table("augmenting a batch | time | as much as ours", *compared)}
+
+Each makes the same changes: flip, shift, rotation, zoom, brightness, contrast; ours warps once for the first four.
+torchvision's v2 resamples three times, and on a whole batch changes all images alike; image by image it does what
+ours does. {"" if any("kornia" in way for way in ways) else "kornia is not installed here."}"""
+
+
+def peak_of(found: dict, precision: str) -> float:
+    """Return the best rate of matrix products, in operations a second."""
+    return max(median(rates) for rates in found["products_per_second"][precision].values())
+
+
+def parts_of(network: dict) -> dict[str, tuple[float, float]]:
+    """Return operations and seconds of each kind of part of a step; the rest is what all parts leave of it."""
+    parts: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    for name, part in network["parts"].items():
+        kind = KINDS.get(name.split("/")[0], OTHERS)
+        parts[kind] = parts[kind][0] + part["flops"], parts[kind][1] + median(part["seconds"])
+    whole = median(network["seconds"][f"step {network['precision']}"])
+    parts[REST] = 0.0, whole - sum(seconds for _, seconds in parts.values())
+    return dict(parts)
+
+
+def write_arithmetic(found: dict, _: dict) -> str:
+    rates, networks = found["products_per_second"], found["networks"].values()
+    products = [(name, *(number(median(own) / 1e9) for own in sizes.values())) for name, sizes in rates.items()]
+    wholes = []
+    for network in networks:
+        for name, taken in network["seconds"].items():
+            what, precision, *_ = name.split()
+            flops, seconds = network["flops"][what], median(taken)
+            share = percent(flops / seconds / peak_of(found, precision))
+            wholes.append((f"{network['name']} {name}", number(flops / 1e9), duration(seconds), share))
+    tables = "\n\n".join(write_layers(network, peak_of(found, network["precision"])) for network in networks)
+    return f"""## Arithmetic
+
+{table(" | ".join(["matrix products, GFLOP/s", *next(iter(rates.values()))]), *products)}
+
+The best rate of `torch.mm` stands for what the machine can do in a precision.
+
+{table("network and pass | GFLOP | time | share of the best rate", *wholes)}
+
+A step is feeding, forward and backward pass, optimizer and averaging; what is counted of it are convolutions and
+linear layers.
+
+{tables}"""
+
+
+def write_layers(network: dict, peak: float) -> str:
+    """Write a network's table by layer, and where the time goes that its operations do not need."""
+    whole, parts = median(network["seconds"][f"step {network['precision']}"]), parts_of(network)
+    entries = [
+        (name.split("/", 1)[1], part["flops"], median(part["seconds"]))
+        for name, part in network["parts"].items()
+        if part["flops"]
+    ]
+    entries += [(kind, *own) for kind, own in parts.items() if not own[0]]
+    rows = []
+    for name, flops, seconds in entries:
+        counted, reached = (number(flops / 1e9), percent(flops / seconds / peak)) if flops else ("", "")
+        rows.append((name, counted, number(1e3 * seconds), reached, percent(seconds / whole)))
+    needed = network["flops"]["step"] / peak
+    lost = {kind: (seconds - flops / peak) / (whole - needed) for kind, (flops, seconds) in parts.items()}
+    main = [kind for kind in sorted(lost, key=lost.get, reverse=True) if abs(lost[kind]) >= 0.01]
+    shares = ", ".join(f"{kind} {percent(lost[kind])}" for kind in main)
+    return f"""### {network["name"]}, {network["size"]} pixels square, batches of {network["batch_size"]}
+
+{table("forward and backward | GFLOP | ms | share of the best rate | share of the step", *rows)}
+
+At the best rate a step's operations would take {duration(needed)}; it takes {duration(whole)} in
+{network["precision"]}. The time between goes to {shares}. (Each part was timed alone. *The rest* is the step
+without them: sums at shortcuts, loss; it is below 0 where parts take longer alone.)"""
+
+
+def turned(found: dict) -> list[tuple[str, str, str]]:
+    """Return the switches, without that of the precision where the training is in float32 anyway."""
+    precision = next(iter(found["networks"].values()))["precision"]
+    return [switch for switch in SWITCHES if precision not in switch]
+
+
+def write_switches(found: dict, _: dict) -> str:
+    networks = list(found["networks"].values())
+    rows = []
+    for label, on, off in turned(found):
+        row = [label]
+        for speed in (network["images_per_second"] for network in networks):
+            values = [number(median(speed[side])) for side in (off, on) if side in speed]
+            row += [" to ".join(values), times(speed[on], speed[off])] if on in speed else ["not measured", ""]
+        rows.append(tuple(row))
+    heads = [head for network in networks for head in (f"{network['name']}, images a second", "gain")]
+    optimizers = " and ".join(f"{network['optimizer']} for {network['name']}" for network in networks)
+    compiling = "; ".join(
+        f"{network['name']} {network['compile_failure'] or duration(network['first_compiled_turn_seconds'])}"
+        for network in networks
+    )
+    return f"""## Switches
+
+{table(" | ".join(["switch", *heads]), *rows)}
+
+One switch at a time is turned in the training as it is: {networks[0]["precision"]}, channels_last, eager, averaged
+weights, fused {optimizers}. torch.compile with its first turn: {compiling}."""
+
+
+def write_memory(found: dict, _: dict) -> str:
+    name = f"{'the dataset' if found['dataset'] else 'an array'}, {found['rows']:,} images"
+    peaks = {what: own["peak_gb"] for what, own in found["arrays"].items()}
+    rows = [
+        (what, *(f"{own[key]:.2f} GB" for key in ("array_gb", "peak_gb")), "at most 2 GB")
+        for what, own in zip((name, "ten times as many"), found["arrays"].values(), strict=True)
+    ]
+    return f"""## Memory
+
+{table("training on | array on disk | peak memory | target", *rows)}
+
+Ten times the images take {peaks["ten times"] / peaks["once"]:.2f} times the memory: the peak resident memory of a
+process that reads every image and then trains the default network on some, with those pages of the file that are
+mapped into it. An array over the limit (one GiB; half of a GPU's memory) stays on disk and is read batch by batch.
+The longer array is of black images."""
+
+
+WRITERS = {
+    "seed": write_seed,
+    "time": write_time,
+    "feeding": write_feeding,
+    "arithmetic": write_arithmetic,
+    "switches": write_switches,
+    "memory": write_memory,
+}
+
+
+# --- The plot ---
+
+
+def draw_seed(axis: Axes, results: dict) -> None:
+    speed = [median(results["seed"]["images_per_second"][side]) for side in ("seed", "ours")]
+    drawn = axis.bar(["the seed's way", "ours"], speed, 0.5, color=[THEIRS, OURS])
+    axis.bar_label(drawn, [number(value) for value in speed])
+    axis.set(title="Training cnn3", ylabel="images a second")
+
+
+def draw_time(axis: Axes, results: dict) -> None:
+    axis.axhline(REACHED, color="#cccccc", linewidth=0.8)
+    axis.plot(*zip(*results["time"]["curve"], strict=True), "o-", color=OURS, markersize=3, label="ours")
+    axis.plot(seed_seconds(results), REACHED, "^", color="#555555", label="the seed's way")
+    axis.set(title="Validation in the seed's protocol", xlabel="seconds", ylabel="accuracy", xscale="log")
+    # The usual labels of a log axis are math, which our pictures do not parse.
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_minor_formatter("")
+    axis.legend(frameon=False, loc="lower right")
+
+
+def draw_parts(axis: Axes, results: dict) -> None:
+    networks = list(results["arithmetic"]["networks"].values())
+    # A rest below zero has no length.
+    parts = [{kind: max(0.0, seconds) for kind, (_, seconds) in parts_of(network).items()} for network in networks]
+    left = [0.0] * len(networks)
+    for place, kind in enumerate(dict.fromkeys([*KINDS.values(), OTHERS, REST])):
+        shares = [100 * own.get(kind, 0.0) / sum(own.values()) for own in parts]
+        axis.barh([network["name"] for network in networks], shares, 0.5, left, color=f"C{place % 10}", label=kind)
+        left = [start + share for start, share in zip(left, shares, strict=True)]
+    axis.set(title="Where a step's time goes", xlabel="% of the step", ylim=(-0.5, len(networks) + 0.3))
+    axis.legend(frameon=False, ncols=3, fontsize=8, loc="upper left")
+
+
+def draw_switches(axis: Axes, results: dict) -> None:
+    networks, rows = results["switches"]["networks"].values(), turned(results["switches"])
+    for place, (network, colour) in enumerate(zip(networks, (OURS, OTHER), strict=True)):
+        speed = network["images_per_second"]
+        gains = [ratio(speed[on], speed[off]) if on in speed else 0.0 for _, on, off in rows]
+        heights = [row + 0.4 * place - 0.2 for row in range(len(gains))]
+        drawn = axis.barh(heights, gains, 0.36, color=colour, label=network["name"])
+        axis.bar_label(drawn, [f"{value:.2f}" if value else "" for value in gains], padding=3, fontsize=8)
+    axis.axvline(1, color="#555555", linewidth=0.8)
+    axis.set(title="Switches", xlabel="times as fast", yticks=range(len(rows)))
+    axis.set_yticklabels([label for label, _, _ in rows])
+    axis.invert_yaxis()
+    axis.legend(frameon=False, loc="lower right")
+
+
+PANELS = {"seed": draw_seed, "time": draw_time, "arithmetic": draw_parts, "switches": draw_switches}
+
+
+def write(results: dict, folder: Path) -> None:
+    """Write benchmark.md and benchmark.png into a folder, with the sections that were measured."""
+    parts = [
+        f"{writer(results[name], results)}\n\n*Measured {results[name]['machine']}.*\n"
+        for name, writer in WRITERS.items()
+        if name in results
+    ]
+    with replacing_file(folder / "benchmark.md") as beside:
+        beside.write_text("\n".join([HEAD, *parts]), encoding="utf-8")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axis, (name, draw) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        if name in results:
+            draw(axis, results)
+        else:
+            axis.axis("off")
+    save(figure, folder / "benchmark.png")

@@ -1,0 +1,349 @@
+"""Measure the training against the seed's, against the clock and against what this machine can do.
+
+Writes metrics/benchmark.json, docs/benchmark.md and docs/benchmark.png. Nothing else should run on the machine.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode, v2
+
+from braintumor.batches import Augmentation, Batches, make_sets, resident_limit
+from braintumor.errors import UserError
+from braintumor.files import replacing_file
+from braintumor.images import load_squares
+from braintumor.split import assign_subsets
+from braintumor.tables import TRAIN, TRAINING, read_table
+from scripts import bench, bench_report
+from scripts.bench_layers import count_flops, dissect, name_of
+from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, feed, interleaved, make_training
+from scripts.demo import PROJECT
+from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader
+from stages import workers
+
+
+class LeftOut(Exception):  # noqa: N818, no error
+    """A section cannot be measured here; the message says what it lacks."""
+
+
+def against_seed(shared: Bench, results: dict) -> dict:
+    """Train the seed's largest network in the seed's way and in ours, on the same images."""
+    network = shared.networks["cnn3"]
+    ours, batch_size = shared.training(network, compiled=shared.compiled), network.train.batch_size
+    scale = ours.train.mean, ours.train.deviation
+    loader = make_loader(shared.raw / TRAINING, shared.files, network.size, batch_size, *scale)
+    seed = SeedTraining(network.build(), loader, shared.device)
+    taken = interleaved(
+        {"seed": seed.run_epoch, "seed_feeding": lambda: feed(loader), "ours": ours.run_epoch},
+        shared.device,
+        shared.effort.rounds,
+    )
+    images = {side: len(ours.train) if side == "ours" else len(loader) * batch_size for side in taken}
+    return {
+        "images": len(shared.files),
+        "dataset": shared.raw.name == "raw",
+        "size": network.size,
+        "batch_size": batch_size,
+        "precision": name_of(shared.precision),
+        "images_per_second": {side: [images[side] / t for t in seconds] for side, seconds in taken.items()},
+    }
+
+
+def to_accuracy(shared: Bench, results: dict) -> dict:
+    """Train the default network in the seed's protocol; look up when the committed run reached its accuracy."""
+    data, params, network = shared.folder / "data", shared.params, shared.networks["default"]
+    if not (data / "manifest.csv").exists() or not (data / "raw").exists():
+        raise LeftOut("needs data/raw and data/manifest.csv; run make repro first")
+    if "images_per_second" not in results.get("seed", {}):
+        raise LeftOut("needs the seed's speed; run the section seed first")
+    if params.train.lr == "auto":
+        raise LeftOut("needs a number for train.lr in params.yaml")
+    table, squares = read_table(data / "manifest.csv"), shared.temporary / "squares.npy"
+    files = [data / "raw" / path for path in table["path"]]
+    section = params.preprocess
+    decoding = clock(
+        lambda: load_squares(files, squares, network.size, section.crop, section.fit == "letterbox", workers()),
+        shared.device,
+    )
+    if params.split.group_by == "copy":
+        table["group"] = table["copy_group"]
+    cut = params.split.folds, params.split.fold, params.split.validation_folds, params.split.seed
+    subsets = {protocol: assign_subsets(table, protocol, *cut) for protocol in ("seed", "grouped")}
+
+    def train(protocol: str, **changes: object) -> list[tuple[float, float]]:
+        """Return the seconds since the start and the validation accuracy after each epoch."""
+        start, images, section = time.perf_counter(), np.load(squares, mmap_mode="r"), network.train
+        own = table.assign(subset=subsets[protocol])
+        sets = make_sets(own, images, section.batch_size, section.balance, shared.device)
+        training = make_training(
+            network, sets.train, sets.validation, shared.precision, shared.compiled, **changes
+        )
+        curve: list[tuple[float, float]] = []
+        while not training.done:
+            accuracy = training.run_epoch().validation.accuracy
+            curve.append((time.perf_counter() - start, accuracy))
+            print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
+        return curve
+
+    found = {
+        "seed_epochs": EPOCHS,
+        "seed_images": int((subsets["seed"] == TRAIN).sum()),
+        "decoding_seconds": decoding,
+        "curve": train("seed", **shared.effort.short),
+        "grouped_images": int((subsets["grouped"] == TRAIN).sum()),
+        "epochs": network.train.epochs,
+        # Where an epoch takes long, the report multiplies the short schedule's.
+        "seconds": train("grouped")[-1][0] if shared.device.type == "cuda" else None,
+    }
+    training = shared.training(network)
+    _, flops = count_flops(training.model, *next(training.train.in_order()))
+    found["flops_per_image"] = flops / network.train.batch_size
+    # Those of the project, wherever the data are.
+    found["committed_curve"] = pd.read_csv(PROJECT / "plots" / "curves.csv")["validation_accuracy"].tolist()
+    scores = json.loads((PROJECT / "metrics" / "test.json").read_text(encoding="utf-8"))
+    found["committed_distinct"] = scores["accuracy_distinct"]
+    return found
+
+
+def feeding(shared: Bench, results: dict) -> dict:
+    """Time making the batches against training on them, and our augmentation against other libraries'."""
+    network = shared.networks["default"]
+    training = shared.training(network, compiled=shared.compiled)
+    sides = {
+        "feeding": lambda: feed(training.train.shuffled(training.augmentation, 0)),
+        "step": training.run_epoch,
+    }
+    taken = interleaved(sides, shared.device, shared.effort.rounds)
+    images, _ = next(training.train.in_order())
+    images = (images * training.train.deviation + training.train.mean).clamp(0, 1).contiguous()
+    ways = augmentations(training.augmentation, images)
+    return {
+        "size": network.size,
+        "batch_size": network.train.batch_size,
+        "seconds": {side: [t / network.steps for t in seconds] for side, seconds in taken.items()},
+        "augmentation_seconds": interleaved(ways, shared.device, shared.effort.rounds, shared.effort.turn),
+    }
+
+
+def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], object]]:
+    """Return ways of changing images with one strength: ours, torchvision's, and kornia's where it is installed.
+
+    Parameters
+    ----------
+    ours : Augmentation
+    images : Tensor of shape (n, 1, size, size), float32, 0 to 1
+    """
+    generator, grey, linear = torch.Generator().manual_seed(0), images * 255, InterpolationMode.BILINEAR
+    shift, zoom = (ours.shift, ours.shift), (1 / (1 + ours.scale), 1 + ours.scale)
+    chain = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(ours.flip),
+            v2.RandomAffine(0, translate=shift, interpolation=linear),
+            v2.RandomRotation(ours.rotation, linear),
+            v2.RandomAffine(0, scale=zoom, interpolation=linear),
+            v2.ColorJitter(brightness=ours.brightness, contrast=ours.contrast),
+        ]
+    )
+    ways: dict[str, Callable[[], object]] = {
+        "ours": lambda: ours(grey, ours.draw(len(grey), generator).to(grey.device)),
+        "torchvision v2, the whole batch": lambda: chain(images),
+        "torchvision v2, image by image": lambda: torch.stack([chain(image) for image in images]),
+    }
+    if find_spec("kornia"):
+        import kornia.augmentation as K  # noqa: N812, the usual name
+
+        steps = nn.Sequential(
+            K.RandomHorizontalFlip(p=ours.flip),
+            K.RandomAffine(ours.rotation, shift, zoom, p=1.0),
+            K.RandomBrightness((1 - ours.brightness, 1 + ours.brightness), p=1.0),
+            K.RandomContrast((1 - ours.contrast, 1 + ours.contrast), p=1.0),
+        )
+        ways["kornia"] = lambda: steps(images)
+    return ways
+
+
+def arithmetic(shared: Bench, results: dict) -> dict:
+    """Measure the rate of matrix products, and what the networks reach of it, as a whole and by layer."""
+    precisions = list(dict.fromkeys([torch.float32, shared.precision]))
+    sizes = shared.effort.matrices + (shared.effort.gpu_matrices if shared.device.type == "cuda" else ())
+    products: dict[str, Callable[[], object]] = {}
+    for size in sizes:
+        for precision in precisions:
+            left, right = torch.randn(2, size, size, device=shared.device).to(precision)
+            products[f"{name_of(precision)} {size}"] = lambda left=left, right=right: torch.mm(left, right)
+    rates: dict[str, dict[str, list[float]]] = {}
+    for name, seconds in interleaved(products, shared.device, shared.effort.rounds, shared.effort.turn).items():
+        precision, size = name.split()
+        rates.setdefault(precision, {})[size] = [2 * int(size) ** 3 / t for t in seconds]
+    networks = {name: dissect(shared, network, precisions) for name, network in shared.networks.items()}
+    return {"products_per_second": rates, "networks": networks}
+
+
+class Contiguous(Batches):
+    """Batches in torch's usual memory format."""
+
+    def shuffled(self, *args: object, **settings: object) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `Batches` does; with one channel only the strides tell the formats apart."""
+        for images, labels in super().shuffled(*args, **settings):
+            yield images.clone(memory_format=torch.contiguous_format), labels
+
+
+def switches(shared: Bench, results: dict) -> dict:
+    """Train with each switch turned, for both networks."""
+    return {"networks": {name: turn_switches(shared, network) for name, network in shared.networks.items()}}
+
+
+def turn_switches(shared: Bench, network: Network) -> dict:
+    """Return the images per second of a network as it is trained, but eager, and with each switch turned."""
+    sides = {
+        "as it is": shared.training(network),
+        "float32": shared.training(network, torch.float32),
+        "contiguous": shared.training(network, kind=Contiguous),
+        "no averaging": shared.training(network),
+        "compiled": shared.training(network, compiled=True),
+    }
+    sides["contiguous"].model.to(memory_format=torch.contiguous_format)
+    for kind in ("for-loop", "foreach", "fused"):
+        sides[kind] = shared.training(network)
+        for group in sides[kind].optimizer.param_groups:
+            group["foreach"], group["fused"] = kind == "foreach", kind == "fused"
+    calls: dict[str, Callable[[], object]] = {name: side.run_epoch for name, side in sides.items()}
+
+    def run_without_averaging() -> None:
+        with patch("braintumor.training.update_average", lambda *_: None):
+            sides["no averaging"].run_epoch()
+
+    calls["no averaging"] = run_without_averaging
+    first_turn, failure = None, "not tried"
+    try:
+        if shared.effort.compiles:
+            first_turn, failure = clock(calls["compiled"], shared.device), None
+    except Exception as error:  # whatever the machine's compiler lacks
+        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        print(f"  torch.compile failed: {failure}", flush=True)
+    if failure:
+        del calls["compiled"]
+    taken = interleaved(calls, shared.device, shared.effort.rounds)
+    return {
+        "name": network.train.model,
+        "precision": name_of(shared.precision),
+        "optimizer": network.train.optimizer,
+        "images_per_second": {name: [len(sides[name].train) / t for t in taken[name]] for name in taken},
+        "first_compiled_turn_seconds": first_turn,
+        "compile_failure": failure,
+    }
+
+
+def memory(shared: Bench, results: dict) -> dict:
+    """Measure the peak memory of a training process on the dataset, and on an array ten times as long."""
+    images, size = shared.folder / "data" / "images.npy", shared.networks["default"].size
+    dataset = images.exists()
+    if not dataset:
+        images = write_zeros(shared.temporary / "once.npy", shared.effort.rows, size)
+    rows, size, _ = np.load(images, mmap_mode="r").shape
+    found = {}
+    for file in (images, write_zeros(shared.temporary / "ten_times.npy", 10 * rows, size)):
+        quick = "--quick" if shared.effort == QUICK else ""
+        command = f"{sys.executable} -m scripts.bench_training --child {shlex.quote(str(file))} {quick}"
+        seconds, peak = bench.measure(command, PROJECT)
+        name = "once" if file == images else "ten times"
+        found[name] = {"array_gb": file.stat().st_size / 1e9, "seconds": seconds, "peak_gb": peak}
+    return {"dataset": dataset, "rows": rows, "size": size, "arrays": found}
+
+
+def write_zeros(file: Path, rows: int, size: int) -> Path:
+    """Write an array of black images that takes no room on the disk."""
+    np.lib.format.open_memmap(file, "w+", np.uint8, (rows, size, size))
+    return file
+
+
+def train_alone(file: Path, shared: Bench) -> None:
+    """Read every row of an array and then train on some of them: the process whose memory is measured."""
+    network, images = shared.networks["default"], np.load(file, mmap_mode="r")
+    rows, batch_size = np.arange(len(images)), network.train.batch_size
+    some = rows[:: max(1, len(rows) // (network.steps * batch_size))]
+    # Some rows go the way that all of them would.
+    limit = None if images.nbytes <= resident_limit(shared.device) else 0
+    every, few = (
+        Batches(images, own, np.zeros(len(own)), batch_size, 0.2, 0.2, shared.device, resident_bytes=limit)
+        for own in (rows, some)
+    )
+    feed(every.in_order())
+    make_training(network, few, few, shared.precision, shared.compiled, lr=1e-3).run_epoch()
+
+
+SECTIONS = {
+    "seed": against_seed,
+    "time": to_accuracy,
+    "feeding": feeding,
+    "arithmetic": arithmetic,
+    "switches": switches,
+    "memory": memory,
+}
+
+
+def machine(shared: Bench) -> str:
+    """Say when and on what was measured, and how often."""
+    card = f"{torch.cuda.get_device_name()} and " if shared.device.type == "cuda" else ""
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores of {bench.processor()}"
+    return f"{date.today()} on {card}{cores}, torch {torch.__version__}, rounds: {shared.effort.rounds}"
+
+
+def main(folder: Path, names: list[str], effort: Effort) -> dict:
+    """Measure some sections and write the page; the figures of the other sections stay as they were.
+
+    Parameters
+    ----------
+    folder : Path
+        The project, or a folder laid out like it: data/ is read, docs/ and metrics/ are written.
+    names : list of str
+        Of the sections.
+    effort : Effort
+    """
+    file = folder / "metrics" / "benchmark.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        shared = Bench(folder, Path(temporary), effort)
+        for name in names:
+            print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
+            start = time.perf_counter()
+            try:
+                results[name] = {"machine": machine(shared)} | SECTIONS[name](shared, results)
+            except LeftOut as reason:
+                print(f"  left out: {reason}", flush=True)
+            print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+            with replacing_file(file) as beside:
+                beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            bench_report.write(results, folder / "docs")
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; may be given again")
+    parser.add_argument("--folder", type=Path, default=PROJECT, help="where data/ is read and docs/ written")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: the figures mean nothing")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    effort = QUICK if arguments.quick else Effort()
+    try:
+        if arguments.child:
+            train_alone(arguments.child, Bench(arguments.folder, Path(), effort))
+        else:
+            main(arguments.folder, arguments.only or list(SECTIONS), effort)
+    except UserError as error:
+        sys.exit(f"error: {error}")
