@@ -30,8 +30,9 @@ format: .venv/installed
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: .venv/installed ## the table of times in the README
+bench: .venv/installed ## the table of times in the README, and docs/benchmark.md
 	.venv/bin/python -m scripts.bench
+	.venv/bin/python -m scripts.bench_training
 
 scaling: .venv/installed ## the tables and the plot of docs/scaling.md
 	.venv/bin/python -m scripts.scaling

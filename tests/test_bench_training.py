@@ -1,0 +1,154 @@
+import json
+import time
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from braintumor.batches import Batches
+from braintumor.phantom import make_phantom
+from braintumor.tables import list_images
+from scripts import bench_report
+from scripts.bench_layers import flops_of, layer_calls
+from scripts.bench_setup import QUICK, Bench, interleaved
+from scripts.bench_training import SECTIONS, Contiguous, main
+from scripts.seed_procedure import SeedTraining, make_loader
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A folder with a made-up dataset and its manifest."""
+    raw = tmp_path / "data" / "raw"
+    make_phantom(raw, patients=12, seed=1)
+    table = pd.DataFrame({"path": list_images(raw)})
+    table[["folder", "class"]] = table["path"].str.split("/", expand=True)[[0, 1]]
+    table["copy_group"] = table["group"] = range(len(table))
+    table.to_csv(tmp_path / "data" / "manifest.csv", index=False)
+    return tmp_path
+
+
+def rows_of(page, first):
+    """The cells of the rows that begin with some text."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if f"| {first}" in line]
+
+
+def test_it_writes_the_page_the_figures_and_the_plot(project):
+    results = main(project, list(SECTIONS), QUICK)
+    assert json.loads((project / "metrics/benchmark.json").read_text()) == json.loads(json.dumps(results))
+    assert list(results) == list(SECTIONS)
+    page = (project / "docs/benchmark.md").read_text()
+    assert page.count("*Measured ") == len(SECTIONS)
+    assert np.asarray(Image.open(project / "docs/benchmark.png").convert("L")).std() > 10
+
+    speed = {side: median(taken) for side, taken in results["seed"]["images_per_second"].items()}
+    (row,) = rows_of(page, "training cnn3")
+    assert row[3] == f"{speed['ours'] / speed['seed']:.2f} times"
+    seconds = {side: median(taken) for side, taken in results["feeding"]["seconds"].items()}
+    (row,) = rows_of(page, "default network, 32")
+    assert row[3] == f"{100 * seconds['feeding'] / seconds['step']:.1f}%"
+    (row,) = rows_of(page, "channels_last for contiguous")
+    for gain, network in zip(row[2::2], results["switches"]["networks"].values(), strict=True):
+        sides = network["images_per_second"]
+        assert gain == f"{median(sides['as it is']) / median(sides['contiguous']):.2f} times"
+    (found,) = rows_of(page, "ten times as many")
+    assert found[2] == f"{results['memory']['arrays']['ten times']['peak_gb']:.2f} GB"
+    for network in results["arithmetic"]["networks"].values():
+        # The layers alone have the operations of the whole.
+        assert sum(part["flops"] for part in network["parts"].values()) == network["flops"]["step"]
+        whole = median(network["seconds"][f"step {network['precision']}"])
+        assert sum(s for _, s in bench_report.parts_of(network).values()) == pytest.approx(whole)
+
+
+def test_one_section_leaves_the_others_as_they_are(tmp_path, capsys):
+    first = main(tmp_path, ["feeding"], QUICK)
+    second = main(tmp_path, ["time", "seed"], QUICK)
+    assert "left out: needs data/raw" in capsys.readouterr().out
+    assert list(second) == ["feeding", "seed"]
+    assert json.loads(json.dumps(first["feeding"])) == second["feeding"]
+    assert "made-up images" in (tmp_path / "docs/benchmark.md").read_text()
+
+
+def test_time_to_an_accuracy_is_that_of_the_first_epoch_that_has_it():
+    found = {
+        "seed_epochs": 10,
+        "seed_images": 1200,
+        "decoding_seconds": 5.0,
+        "curve": [(10.0, 0.8), (20.0, 0.93), (30.0, 0.92), (40.0, 0.95)],
+        "grouped_images": 600,
+        "epochs": 40,
+        "seconds": None,
+        "flops_per_image": 1e12,
+        "committed_curve": [0.9, 0.94, 0.95],
+        "committed_distinct": 0.92,
+    }
+    page = bench_report.write_time(found, {"time": found, "seed": {"images_per_second": {"seed": [9, 12, 50]}}})
+    (row,) = rows_of(page, "93.0%")
+    assert row[1:4] == ["16.7 min", "25 s", "40.0 times"]  # 10 x 1200 / 12 s against 5 s + 20 s
+    (row,) = rows_of(page, "to 94.0%")
+    assert row[1:] == ["2", "10 s", "1.2 PFLOP"]  # an epoch has half the images and takes half of 10 s
+    assert "94% is not reached" in page
+    page = bench_report.write_time(
+        found | {"curve": [(10.0, 0.8)]}, {"time": found, "seed": {"images_per_second": {"seed": [12]}}}
+    )
+    assert rows_of(page, "93.0%")[0][2] == "not reached"
+
+
+def test_operations_of_a_convolution_are_those_counted_by_hand():
+    layer, images = nn.Conv2d(3, 8, 5, stride=2, padding=2), torch.zeros(2, 3, 16, 16)
+    forward = 2 * (2 * 8 * 8 * 8) * (3 * 5 * 5)  # two for each value of the result and each weight it sees
+    assert flops_of(lambda: layer(images)) == forward
+    # Backward once more for the weights, and once for the input where something lies before the layer.
+    network = nn.Sequential(layer, nn.Conv2d(8, 1, 1))
+    calls = layer_calls(network, images, torch.float32)
+    first, second = (flops_of(call) for call in calls.values())
+    assert list(calls) == [
+        "Conv2d/0: convolution 5 x 5, 3 to 8, on 16 x 16",
+        "Conv2d/1: convolution 1 x 1, 8 to 1, on 8 x 8",
+    ]
+    assert first == 2 * forward
+    assert second == 3 * 2 * (2 * 8 * 8) * 8
+
+
+def test_sides_take_turns():
+    order = []
+    sides = {"a": lambda: order.append("a"), "b": lambda: order.append("b") or time.sleep(0.01)}
+    taken = interleaved(sides, CPU, rounds=3)
+    assert "".join(order) == "ab" + "ab" * 3
+    assert [len(seconds) for seconds in taken.values()] == [3, 3]
+    assert median(taken["b"]) >= 0.01
+    order.clear()
+    taken = interleaved({"b": sides["b"]}, CPU, rounds=1, at_least=0.05)
+    assert 4 <= len(order) <= 7  # one to warm up, one to see how long it takes, and up to five in a turn
+    assert taken["b"][0] >= 0.01
+
+
+def test_the_seed_trains_on_rgb_files_in_float32(tmp_path):
+    shared = Bench(tmp_path, tmp_path, QUICK)
+    network = shared.networks["cnn3"]
+    loader = make_loader(shared.raw / "Training", shared.files, 32, 4, 0.2, 0.2)
+    images, _ = next(iter(loader))
+    assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
+    assert len(loader.dataset) == 16 and len(loader) == 4 and loader.num_workers == 0
+    seed = SeedTraining(network.build(), loader, CPU)
+    before = [weight.clone() for weight in seed.model.parameters()]
+    losses = [seed.run_epoch()[0] for _ in range(2)]
+    assert all(np.isfinite(losses))
+    assert not any(torch.equal(old, new) for old, new in zip(before, seed.model.parameters(), strict=True))
+    assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_contiguous_batches_have_the_same_values_in_the_other_format(tmp_path):
+    shared = Bench(tmp_path, tmp_path, QUICK)
+    batches = {}
+    for kind in (Batches, Contiguous):
+        training = shared.training(shared.networks["default"], kind=kind)
+        batches[kind], _ = next(training.train.shuffled(training.augmentation, 0))
+    assert torch.equal(batches[Batches], batches[Contiguous])
+    assert batches[Batches].stride()[1:] == (1, 32, 1)
+    assert batches[Contiguous].stride()[1:] == (32 * 32, 32, 1)
