@@ -1,5 +1,6 @@
 """From uint8 rows to normalised, augmented batches, made on the training device."""
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi
@@ -239,6 +240,9 @@ class Batches:
             images = self.resident[on_device]
         else:
             images = torch.from_numpy(self.images[self.rows[index.numpy()]]).to(self.device)
+            if (pages := getattr(self.images, "_mmap", None)) is not None and hasattr(pages, "madvise"):
+                # Else every page that was read stays in the process, and its memory grows with the set.
+                pages.madvise(mmap.MADV_DONTNEED)
         return images.unsqueeze(1).float()
 
     def _normalise(self, images: Tensor) -> Tensor:

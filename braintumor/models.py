@@ -89,8 +89,22 @@ class Architecture:
         return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)
 
 
+class GreyConv2d(nn.Conv2d):
+    """A convolution of several channels that all are one grey image, which is given once.
+
+    Equal channels give what one gives with the sum of their weights, for a part of the work.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images of shape (n, 1, h, w) to features."""
+        weight = self.weight.sum(1, keepdim=True)
+        return nn.functional.conv2d(images, weight, self.bias, self.stride, self.padding)
+
+
 class CNN(nn.Module):
     """The seed's stack: blocks of Conv 3x3, ReLU, MaxPool 2, then two linear layers with dropout.
+
+    The pooling comes before the ReLU, which gives the same and leaves the ReLU a quarter of the work.
 
     Parameters
     ----------
@@ -102,7 +116,8 @@ class CNN(nn.Module):
         super().__init__()
         blocks = []
         for before, after in zip((3, *channels), channels, strict=False):
-            blocks += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+            kind = nn.Conv2d if blocks else GreyConv2d
+            blocks += [kind(before, after, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()]
         self.blocks = nn.Sequential(*blocks)
         cells = (size // 2 ** len(channels)) ** 2
         self.head = nn.Sequential(
@@ -116,7 +131,7 @@ class CNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images of shape (n, 1, size, size) to logits of shape (n, classes)."""
-        return self.head(self.blocks(images.expand(-1, 3, -1, -1)))
+        return self.head(self.blocks(images))
 
 
 class ResidualBlock(nn.Module):

@@ -32,7 +32,7 @@ from scripts import bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
 from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, feed, interleaved, make_training
 from scripts.demo import PROJECT
-from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader
+from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader, seed_network
 from stages import workers
 
 
@@ -46,7 +46,7 @@ def against_seed(shared: Bench, results: dict) -> dict:
     ours, batch_size = shared.training(network, compiled=shared.compiled), network.train.batch_size
     scale = ours.train.mean, ours.train.deviation
     loader = make_loader(shared.raw / TRAINING, shared.files, network.size, batch_size, *scale)
-    seed = SeedTraining(network.build(), loader, shared.device)
+    seed = SeedTraining(seed_network(network.build()), loader, shared.device)
     taken = interleaved(
         {"seed": seed.run_epoch, "seed_feeding": lambda: feed(loader), "ours": ours.run_epoch},
         shared.device,
@@ -159,7 +159,7 @@ def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], 
         ]
     )
     ways: dict[str, Callable[[], object]] = {
-        "ours": lambda: ours(grey, ours.draw(len(grey), generator).to(grey.device)),
+        "ours": lambda: ours(grey, ours.draw(len(grey), generator).to(grey.device), 0.2, 0.2),
         "torchvision v2, the whole batch": lambda: chain(images),
         "torchvision v2, image by image": lambda: torch.stack([chain(image) for image in images]),
     }

@@ -1,5 +1,6 @@
 """The seed notebook's way of training, the benchmark's other side: files through Pillow, float32, one process."""
 
+import copy
 from collections.abc import Collection
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
+
+from braintumor.models import CNN
 
 EPOCHS = 10  # after which the seed reports 93% of its validation set, for its largest network
 
@@ -43,6 +46,17 @@ def make_loader(
     used = set(files)
     images = ImageFolder(str(folder), transform, is_valid_file=lambda path: Path(path) in used, allow_empty=True)
     return DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=0)
+
+
+def seed_network(ours: CNN) -> nn.Module:
+    """Return one of the seed's networks as the seed has it: three channels, and the ReLU before the pooling."""
+    layers: list[nn.Module] = []
+    for layer in ours.blocks:
+        if isinstance(layer, nn.Conv2d):
+            own = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding)
+            own.load_state_dict(layer.state_dict())
+            layers += [own, nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, copy.deepcopy(ours.head))
 
 
 class SeedTraining:

@@ -1,5 +1,6 @@
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
@@ -64,6 +65,19 @@ def test_streamed_and_resident_batches_are_the_same(tmp_path):
     assert streamed.resident is None
     assert torch.equal(collect(resident.shuffled(ALL, 3))[0], collect(streamed.shuffled(ALL, 3))[0])
     assert torch.equal(collect(resident.in_order())[0], collect(streamed.in_order())[0])
+
+
+def test_streaming_keeps_no_pages_of_the_file_in_memory(tmp_path):
+    images = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, (4000, 200, 200))  # 160 MB
+    images[:] = 1
+    images.flush()
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    batches, process = make(images, batch_size=50, resident_bytes=0), psutil.Process()
+    next(batches.in_order())
+    before = process.memory_info().rss
+    for _ in batches.in_order():
+        pass
+    assert process.memory_info().rss - before < 60e6
 
 
 @pytest.mark.parametrize("resident", [0, None])

@@ -16,7 +16,7 @@ from scripts import bench_report
 from scripts.bench_layers import flops_of, layer_calls
 from scripts.bench_setup import QUICK, Bench, interleaved
 from scripts.bench_training import SECTIONS, Contiguous, main
-from scripts.seed_procedure import SeedTraining, make_loader
+from scripts.seed_procedure import SeedTraining, make_loader, seed_network
 
 CPU = torch.device("cpu")
 
@@ -135,7 +135,7 @@ def test_the_seed_trains_on_rgb_files_in_float32(tmp_path):
     images, _ = next(iter(loader))
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
     assert len(loader.dataset) == 16 and len(loader) == 4 and loader.num_workers == 0
-    seed = SeedTraining(network.build(), loader, CPU)
+    seed = SeedTraining(seed_network(network.build()), loader, CPU)
     before = [weight.clone() for weight in seed.model.parameters()]
     losses = [seed.run_epoch()[0] for _ in range(2)]
     assert all(np.isfinite(losses))

@@ -23,6 +23,19 @@ def test_cnn3_has_the_seeds_parameters_layer_by_layer():
     assert counts == [896, 18_496, 73_856, 295_168, 590_080, 8_389_120, 2_052]
 
 
+def test_the_seeds_network_gives_what_its_own_order_of_layers_gives_on_three_channels():
+    torch.manual_seed(0)
+    model = architecture("cnn2", size=64).build().eval()
+    layers = []
+    for convolution in (layer for layer in model.blocks if isinstance(layer, nn.Conv2d)):
+        own = nn.Conv2d(convolution.in_channels, convolution.out_channels, 3, padding=1)
+        own.load_state_dict(convolution.state_dict())
+        layers += [own, nn.ReLU(), nn.MaxPool2d(2)]
+    images = torch.randn(3, 1, 64, 64)
+    expected = model.head(nn.Sequential(*layers)(images.expand(-1, 3, -1, -1)))
+    assert torch.allclose(model(images), expected, atol=1e-5)
+
+
 def test_any_other_stack_of_blocks_is_built():
     # 3 -> 5 -> 6 channels, 16 x 16 down to 4 x 4, 7 hidden units, 3 classes, by hand:
     expected = (3 * 9 * 5 + 5) + (5 * 9 * 6 + 6) + (6 * 16 * 7 + 7) + (7 * 3 + 3)
