@@ -14,7 +14,7 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
-RESNET_CHANNELS = (32, 64, 128, 256)
+RESNET_CHANNELS = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)

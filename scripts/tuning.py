@@ -7,6 +7,7 @@ other, and appends a row for each. Several of it may run side by side on differe
 """
 
 import argparse
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -17,16 +18,21 @@ import pandas as pd
 import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 import yaml
+from matplotlib.figure import Figure
 
 from braintumor.batches import Augmentation, make_sets
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Params, load_params, pick
+from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
-from braintumor.tables import read_images, read_table
+from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
 from braintumor.training import Recipe, Training, choose_device, choose_precision, predict
 
 VARIANTS = Path("tuning.yaml")
 RESULTS = Path("metrics/tuning.csv")
+PAGE = Path("docs/training.md")
+CURVE = Path("docs/learning_curve.png")
+PLACE = re.compile(r"(?<=<!-- tuning -->\n).*?(?=<!-- /tuning -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Result:
         Each copy group weighs one, as the share of its images that are right.
     distinct_loss : float
         Cross-entropy with the same weights.
+    train_patients : int
+        Known ones with an image in training.
     """
 
     name: str
@@ -47,6 +55,8 @@ class Result:
     distinct_loss: float
     accuracy: float
     train_accuracy: float
+    train_patients: int
+    train_images: int
     parameters: int
     epochs: int
     seconds: int
@@ -61,7 +71,18 @@ def with_overrides(params: Params, overrides: dict) -> Params:
     return Params.model_validate(content)
 
 
-def run_variant(name: str, params: Params) -> tuple[Result, pd.DataFrame]:
+def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Train on the images of a share of each class's groups (patients, where they are known) only."""
+    trained = table[table["subset"] == TRAIN]
+    rng = np.random.default_rng(seed)
+    kept: set[int] = set()
+    for _, groups in trained.groupby("class")["group"].unique().items():
+        kept |= set(rng.permutation(np.sort(groups))[: round(share * len(groups))])
+    left_out = (table["subset"] == TRAIN) & ~table["group"].isin(kept)
+    return table.assign(subset=table["subset"].where(~left_out, UNUSED))
+
+
+def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.DataFrame]:
     """Train with some params and score the newest averaged weights on the validation images."""
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
@@ -71,6 +92,7 @@ def run_variant(name: str, params: Params) -> tuple[Result, pd.DataFrame]:
     table["subset"] = assign_subsets(
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed
     )
+    table = leave_out(table, share, train.seed)
     sets = make_sets(table, array, train.batch_size, train.balance, device)
     architecture = Architecture.named(
         train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(sets.classes)
@@ -103,12 +125,51 @@ def run_variant(name: str, params: Params) -> tuple[Result, pd.DataFrame]:
         round(float(np.average(right, weights=weight)), 4),
         round(float(np.average(losses, weights=weight)), 4),
         round(float(right.mean()), 4),
-        epoch.train.accuracy,
+        round(epoch.train.accuracy, 4),
+        table["patient"][table["subset"] == TRAIN].nunique(),
+        len(sets.train),
         count_parameters(model),
         train.epochs,
         round(seconds),
     )
     return result, predictions
+
+
+def summary(results: pd.DataFrame) -> str:
+    """Return the variants, the best first, with mean and standard deviation over their seeds."""
+    lines = [
+        "| variant | seeds | right, distinct images | cross-entropy | right in training | parameters | epochs |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    table = results.groupby("name", sort=False).agg(["mean", "std", "size"])
+    for name, row in table.sort_values(("distinct_accuracy", "mean"), ascending=False).iterrows():
+        seeds = int(row["seed"]["size"])
+        right, loss, known = row["distinct_accuracy"] * 100, row["distinct_loss"], row["train_accuracy"] * 100
+        cells = [
+            f"{right['mean']:.1f}%" + (f" ± {right['std']:.1f}" if seeds > 1 else ""),
+            f"{loss['mean']:.3f}" + (f" ± {loss['std']:.3f}" if seeds > 1 else ""),
+            f"{known['mean']:.1f}%",
+            f"{row['parameters']['mean']:,.0f}",
+            f"{row['epochs']['mean']:.0f}",
+        ]
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
+    """Draw the accuracy on other people against the number of people in training."""
+    rows = results[results["name"].isin(names)].sort_values("train_patients")
+    mean = rows.groupby("name")[["train_patients", "distinct_accuracy"]].mean().sort_values("train_patients")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(mean["train_patients"], 100 * mean["distinct_accuracy"], color=COLOURS[TRAINING])
+    axes.plot(rows["train_patients"], 100 * rows["distinct_accuracy"], "o", color=COLOURS[TRAINING], alpha=0.6)
+    axes.set_xscale("log", base=2)
+    ticks = mean["train_patients"].round().astype(int).tolist()
+    axes.set_xticks(ticks, ticks)
+    axes.set(xlabel="known patients in training", ylabel="distinct images of other people, % right")
+    axes.grid(alpha=0.3)
+    return figure
 
 
 def main() -> None:
@@ -128,13 +189,17 @@ def main() -> None:
             done = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
-            chosen = with_overrides(params, {**(variant or {}), "train.seed": seed})
-            result, predictions = run_variant(name, chosen)
+            overrides = {**(variant or {}), "train.seed": seed}
+            share = overrides.pop("share", 1.0)
+            result, predictions = run_variant(name, with_overrides(params, overrides), share)
             pd.DataFrame([result]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
             if arguments.predictions:
                 arguments.predictions.mkdir(parents=True, exist_ok=True)
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(result, flush=True)
+    results = pd.read_csv(RESULTS)
+    PAGE.write_text(PLACE.sub(lambda _: summary(results), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    save(learning_curve(results, content["learning_curve"]), CURVE)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from stages import run
 
 def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     params = load_params(Path("params.yaml"))
-    train, test = params.train, params.lr_range
+    train = params.train
+    test = params.lr_range
     device = choose_device(train.device, train.threads)
     precision = choose_precision(train.precision, device)
     table = read_table(split)
