@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test lint format bench scaling lock
+.PHONY: demo repro test lint format bench seeds tuning scaling lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -33,6 +33,12 @@ format: .venv/installed
 bench: .venv/installed ## the table of times in the README, and docs/benchmark.md
 	.venv/bin/python -m scripts.bench
 	.venv/bin/python -m scripts.bench_training
+
+seeds: .venv/installed ## the recipe over folds and seeds: what metrics/seeds.csv lacks, hours in all
+	.venv/bin/python -m scripts.seeds
+
+tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, hours in all
+	.venv/bin/python -m scripts.tuning
 
 scaling: .venv/installed ## the tables and the plot of docs/scaling.md
 	.venv/bin/python -m scripts.scaling

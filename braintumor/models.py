@@ -164,6 +164,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """A compact residual network: a stem that quarters the image, one block per entry of channels, mean pooling.
 
+    The stem pools before its norm and its ReLU, which then have a quarter of the work.
+
     Parameters
     ----------
     channels, dropout, classes
@@ -174,9 +176,9 @@ class ResNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(1, channels[0], 5, stride=2, padding=2, bias=False),
+            nn.MaxPool2d(2),
             nn.BatchNorm2d(channels[0]),
             nn.ReLU(),
-            nn.MaxPool2d(2),
         )
         strides = (1, *[2] * (len(channels) - 1))
         befores = (channels[0], *channels)
