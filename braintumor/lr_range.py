@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import gaussian_filter1d
 
 from braintumor.errors import UserError
 
@@ -14,45 +15,41 @@ def range_rates(start: float, end: float, steps: int) -> list[float]:
 def range_curve(rates: list[float], losses: np.ndarray, smoothing: float) -> pd.DataFrame:
     """Smooth the losses of a range test and cut them off where the training has diverged.
 
-    The smoothed loss is the exponential average without its bias to the start; the curve ends before the first
-    step at which it is over four times the least so far, or no number (Smith 2017, arXiv:1506.01186; the limit is
-    fastai's).
+    The test is that of Smith 2017 (arXiv:1506.01186). The smoothed loss is an average with Gaussian weights around
+    each step: a running average would come late, and so suggest too high a rate. The curve ends before the first loss
+    that is over four times the least before it, as fastai's does, or no number.
 
     Parameters
     ----------
     rates : list of float
     losses : ndarray of shape (steps,)
     smoothing : float
-        Decay of the average, 0 to 1.
+        Deviation of the weights, as a share of the steps; 0 smooths nothing.
 
     Returns
     -------
     DataFrame with columns lr, loss and smoothed_loss
     """
-    curve, average, least = [], 0.0, np.inf
-    for step, (rate, loss) in enumerate(zip(rates, losses.tolist(), strict=True), start=1):
-        average = smoothing * average + (1 - smoothing) * loss
-        smoothed = average / (1 - smoothing**step)
-        if not np.isfinite(smoothed) or smoothed > 4 * least:
-            break
-        least = min(least, smoothed)
-        curve.append((rate, loss, smoothed))
-    return pd.DataFrame(curve, columns=["lr", "loss", "smoothed_loss"])
+    least = np.minimum.accumulate(np.concatenate([[np.inf], losses[:-1]]))
+    diverged = ~np.isfinite(losses) | (losses > 4 * least)
+    kept = losses[: diverged.argmax()] if diverged.any() else losses
+    deviation = smoothing * len(losses)
+    smoothed = gaussian_filter1d(kept, deviation, mode="nearest") if deviation and len(kept) else kept
+    return pd.DataFrame({"lr": rates[: len(kept)], "loss": kept, "smoothed_loss": smoothed})
 
 
 def suggest_rate(curve: pd.DataFrame) -> float:
-    """Return the rate at which the smoothed loss falls fastest along the logarithm of the rate.
+    """Return the rate at which the smoothed loss falls fastest along the rate's logarithm, before its minimum.
 
     Raises
     ------
     UserError
         If the loss falls nowhere.
     """
-    if len(curve) >= 2:
-        slopes = np.gradient(curve["smoothed_loss"].to_numpy(), np.log(curve["lr"].to_numpy()))
-        steepest = int(slopes.argmin())
-        if slopes[steepest] < 0:
-            return float(curve["lr"].iloc[steepest])
-    raise UserError(
-        "lr_range: the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end"
-    )
+    falling = curve.iloc[: int(curve["smoothed_loss"].to_numpy().argmin()) + 1] if len(curve) else curve
+    if len(falling) < 2:
+        raise UserError(
+            "lr_range: the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end"
+        )
+    slopes = np.gradient(falling["smoothed_loss"].to_numpy(), np.log(falling["lr"].to_numpy()))
+    return float(falling["lr"].iloc[int(slopes.argmin())])

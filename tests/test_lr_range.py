@@ -10,17 +10,26 @@ def test_rates_rise_by_one_factor():
     assert range_rates(1e-4, 1.0, 5) == pytest.approx([1e-4, 1e-3, 1e-2, 1e-1, 1.0])
 
 
-def test_the_loss_is_smoothed_without_a_bias_to_the_start():
-    curve = range_curve([1.0, 2.0, 4.0], np.array([2.0, 1.0, 1.0]), 0.5)
-    # By hand: 2; (2 / 4 + 1 / 2) / (3 / 4) = 4 / 3; (2 / 8 + 1 / 4 + 1 / 2) / (7 / 8) = 8 / 7.
-    assert curve["smoothed_loss"].tolist() == pytest.approx([2, 4 / 3, 8 / 7])
-    assert curve["lr"].tolist() == [1.0, 2.0, 4.0]
+def test_a_straight_line_stays_where_it_is_when_smoothed():
+    # A running average would lie above a falling line; noise around it is averaged out.
+    rates, line = range_rates(1e-4, 1.0, 101), np.linspace(2, 1, 101)
+    noise = 0.1 * (-1.0) ** np.arange(101)
+    curve = range_curve(rates, line + noise, 0.05)
+    assert curve["lr"].tolist() == rates
+    assert curve["smoothed_loss"].to_numpy()[20:-20] == pytest.approx(line[20:-20], abs=0.002)
+    assert range_curve(rates, line + noise, 0.0)["smoothed_loss"].to_numpy() == pytest.approx(line + noise)
 
 
 @pytest.mark.parametrize("last", [8.1, np.inf, np.nan])
 def test_the_curve_ends_where_the_training_diverges(last):
     curve = range_curve([1.0, 2.0, 4.0, 8.0], np.array([3.0, 2.0, last, 1.0]), 0.0)
-    assert curve["loss"].tolist() == [3.0, 2.0]
+    assert curve["loss"].tolist() == curve["smoothed_loss"].tolist() == [3.0, 2.0]
+
+
+def test_a_fall_after_the_minimum_is_no_suggestion():
+    losses = [2.0, 1.9, 1.0, 1.9, 3.9, 2.0]
+    curve = pd.DataFrame({"lr": np.geomspace(1, 32, 6), "smoothed_loss": losses})
+    assert suggest_rate(curve) == 4.0  # it falls by 0.9 to there; the fall by 1.9 comes too late
 
 
 def test_the_rate_at_the_steepest_slope_is_suggested():
