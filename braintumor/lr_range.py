@@ -16,8 +16,8 @@ def range_curve(rates: list[float], losses: np.ndarray, smoothing: float) -> pd.
     """Smooth the losses of a range test and cut them off where the training has diverged.
 
     The test is that of Smith 2017 (arXiv:1506.01186). The smoothed loss is an average with Gaussian weights around
-    each step: a running average would come late, and so suggest too high a rate. The curve ends before the first loss
-    that is over four times the least before it, as fastai's does, or no number.
+    each step: a running average would come late, and so suggest too high a rate. The curve ends before the first
+    loss that is over four times the least before it, as fastai's does, or no number.
 
     Parameters
     ----------
