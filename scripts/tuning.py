@@ -32,7 +32,6 @@ VARIANTS = Path("tuning.yaml")
 RESULTS = Path("metrics/tuning.csv")
 PAGE = Path("docs/training.md")
 CURVE = Path("docs/learning_curve.png")
-PLACE = re.compile(r"(?<=<!-- tuning -->\n).*?(?=<!-- /tuning -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class Result:
     """
 
     name: str
+    protocol: str
     seed: int
     distinct_accuracy: float
     distinct_loss: float
@@ -121,6 +121,7 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     predictions["prediction"] = [sets.classes[i] for i in logits.argmax(1)]
     result = Result(
         name,
+        split.protocol,
         train.seed,
         round(float(np.average(right, weights=weight)), 4),
         round(float(np.average(losses, weights=weight)), 4),
@@ -141,7 +142,7 @@ def summary(results: pd.DataFrame) -> str:
         "| variant | seeds | right, distinct images | cross-entropy | right in training | parameters | epochs |",
         "|---|---|---|---|---|---|---|",
     ]
-    table = results.groupby("name", sort=False).agg(["mean", "std", "size"])
+    table = results.drop(columns="protocol").groupby("name", sort=False).agg(["mean", "std", "size"])
     for name, row in table.sort_values(("distinct_accuracy", "mean"), ascending=False).iterrows():
         seeds = int(row["seed"]["size"])
         right, loss, known = row["distinct_accuracy"] * 100, row["distinct_loss"], row["train_accuracy"] * 100
@@ -198,7 +199,11 @@ def main() -> None:
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(result, flush=True)
     results = pd.read_csv(RESULTS)
-    PAGE.write_text(PLACE.sub(lambda _: summary(results), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    for protocol, rows in results.groupby("protocol"):
+        place = re.compile(rf"(?<=<!-- {protocol} -->\n).*?(?=<!-- /{protocol} -->)", re.DOTALL)
+        page = place.sub(lambda _, rows=rows: summary(rows), page)
+    PAGE.write_text(page, encoding="utf-8")
     save(learning_curve(results, content["learning_curve"]), CURVE)
 
 

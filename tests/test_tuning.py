@@ -1,0 +1,72 @@
+import pandas as pd
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from braintumor.params import load_params
+from scripts import seeds, tuning
+from tests.conftest import PROJECT
+
+PARAMS = load_params(PROJECT / "params.yaml")
+
+
+def test_every_variant_is_one_that_the_params_allow():
+    content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
+    base = tuning.with_overrides(PARAMS, content["base"])
+    for variant in content["variants"].values():
+        overrides = {name: value for name, value in (variant or {}).items() if name != "share"}
+        changed = tuning.with_overrides(base, overrides)
+        for name, value in overrides.items():
+            section, param = name.split(".")
+            assert getattr(getattr(changed, section), param) == value
+    assert set(content["learning_curve"]) <= set(content["variants"])
+    assert set(pd.read_csv(PROJECT / "metrics/tuning.csv")["name"]) <= set(content["variants"])
+
+
+def test_a_misspelt_override_is_an_error():
+    with pytest.raises(ValidationError, match="droput"):
+        tuning.with_overrides(PARAMS, {"train.droput": 0.5})
+
+
+def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset():
+    table = pd.DataFrame(
+        {"class": ["a"] * 40 + ["b"] * 20, "group": [i // 2 for i in range(60)], "subset": "train"}
+    )
+    table.loc[[0, 1], "subset"], table.loc[[2, 3], "subset"] = "validation", "test"
+    left = tuning.leave_out(table, 0.5, seed=0)
+    kept = left[left["subset"] == "train"]
+    assert kept.groupby("class")["group"].nunique().to_dict() == {"a": 9, "b": 5}
+    assert (kept.groupby("group").size() == 2).all()  # whole groups
+    assert left["subset"].iloc[:4].tolist() == ["validation"] * 2 + ["test"] * 2
+    assert tuning.leave_out(table, 1.0, seed=0).equals(table)
+    assert not tuning.leave_out(table, 0.5, seed=1).equals(left)
+
+
+def test_the_seeds_table_has_five_rows_a_protocol_those_of_new_people_first():
+    rows = seeds.wanted(42)
+    assert len(set(rows)) == len(rows) == 20
+    assert rows[:5] == [("grouped", "patient", 42, fold) for fold in range(5)]
+    for protocol, group_by in (("official", "patient"), ("copy_free", "patient")):
+        assert sorted(seed for p, g, seed, _ in rows if (p, g) == (protocol, group_by)) == [42, 43, 44, 45, 46]
+
+
+def test_the_sum_of_the_seeds_is_mean_and_deviation():
+    table = pd.DataFrame(
+        [
+            ["official", "patient", s, 0, a, 0.9, c, 0.8, 40, 9, "x", "y"]
+            for s, a, c in ((1, 0.9, 0.5), (2, 1.0, 0.7))
+        ],
+        columns=seeds.COLUMNS,
+    )
+    row = seeds.summary(table).splitlines()[2]
+    # By hand: the deviation of 90 and 100 with n - 1 is 7.07, that of 50 and 70 is 14.14.
+    assert row == (
+        "| `official`, seeds | 2 of 5 | 95.00% ± 7.07 | 90.00% ± 0.00 | 60.00% ± 14.14 | 80.00% ± 0.00 |"
+    )
+
+
+def test_the_pages_have_the_places_that_the_scripts_fill():
+    page = (PROJECT / "docs/training.md").read_text()
+    assert len(seeds.PLACE.findall(page)) == 1
+    for protocol in ("grouped", "official"):
+        assert page.count(f"<!-- {protocol} -->") == page.count(f"<!-- /{protocol} -->") == 1
