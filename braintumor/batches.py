@@ -116,6 +116,13 @@ def warp(images: Tensor, warps: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 
+def drop_pages(images: np.ndarray) -> None:
+    """Let go of what was read of an array that is mapped from a file; else a process grows with the set."""
+    pages = getattr(images, "_mmap", None)
+    if pages is not None and hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_DONTNEED)
+
+
 def measure(images: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     """Return mean and standard deviation of the grey values of some rows, on a scale of 0 to 1.
 
@@ -129,6 +136,7 @@ def measure(images: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     counts = np.zeros(256, np.int64)
     for start in range(0, len(rows), 256):
         counts += np.bincount(images[rows[start : start + 256]].ravel(), minlength=256)
+        drop_pages(images)
     values = np.arange(256) / 255
     mean = np.average(values, weights=counts)
     return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
@@ -176,6 +184,7 @@ class Batches:
         limit = resident_limit(device) if resident_bytes is None else resident_bytes
         fits = len(rows) * images[0].nbytes <= limit
         self.resident = torch.from_numpy(images[rows]).to(device) if fits else None
+        drop_pages(images)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -242,9 +251,7 @@ class Batches:
             images = self.resident[on_device]
         else:
             images = torch.from_numpy(self.images[self.rows[index.numpy()]]).to(self.device)
-            if (pages := getattr(self.images, "_mmap", None)) is not None and hasattr(pages, "madvise"):
-                # Else every page that was read stays in the process, and its memory grows with the set.
-                pages.madvise(mmap.MADV_DONTNEED)
+            drop_pages(self.images)
         return images.unsqueeze(1).float()
 
     def _normalise(self, images: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
-        if not any(reason in str(error) for reason in ("Connection closed by peer", "Connection reset by peer")):
+        reasons = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+        if not isinstance(error, dist.DistError) and not any(reason in str(error) for reason in reasons):
             raise
         # Another process is gone. Torchrun says which, ends the others and waits half a minute at most.
         time.sleep(60)

@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 
-from braintumor.errors import UserError
-
 
 def range_rates(start: float, end: float, steps: int) -> list[float]:
     """Return learning rates from `start` to `end`, each the same factor above the last."""
@@ -38,18 +36,13 @@ def range_curve(rates: list[float], losses: np.ndarray, smoothing: float) -> pd.
     return pd.DataFrame({"lr": rates[: len(kept)], "loss": kept, "smoothed_loss": smoothed})
 
 
-def suggest_rate(curve: pd.DataFrame) -> float:
+def suggest_rate(curve: pd.DataFrame) -> float | None:
     """Return the rate at which the smoothed loss falls fastest along the rate's logarithm, before its minimum.
 
-    Raises
-    ------
-    UserError
-        If the loss falls nowhere.
+    None if it falls nowhere.
     """
     falling = curve.iloc[: int(curve["smoothed_loss"].to_numpy().argmin()) + 1] if len(curve) else curve
     if len(falling) < 2:
-        raise UserError(
-            "lr_range: the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end"
-        )
+        return None
     slopes = np.gradient(falling["smoothed_loss"].to_numpy(), np.log(falling["lr"].to_numpy()))
     return float(falling["lr"].iloc[int(slopes.argmin())])

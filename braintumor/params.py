@@ -164,6 +164,8 @@ class Train(Section):
             raise ValueError("model=cnn needs channels and hidden")
         if self.model == "resnet" and self.hidden is not None:
             raise ValueError("model=resnet has no hidden layer: hidden must be null")
+        if self.frozen_epochs >= self.epochs:
+            raise ValueError(f"frozen_epochs {self.frozen_epochs} leaves none of {self.epochs} epochs to the body")
         of_torchvision = self.model.startswith("torchvision/")
         if of_torchvision and (self.channels is not None or self.hidden is not None):
             raise ValueError(f"model={self.model} has blocks of its own: channels and hidden must be null")

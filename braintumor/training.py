@@ -42,13 +42,16 @@ def choose_device(name: str, threads: int, number: int = 0, count: int = 1) -> t
     # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU warns of it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would also fill every new tensor with NaN, to show who reads what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda: torch finds no GPU; set it to auto or cpu, or mend the driver")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     if count > torch.cuda.device_count():
         raise UserError(
-            f"train.launcher starts {count} processes on a machine with {torch.cuda.device_count()} GPUs: one each"
+            f"train.launcher starts {count} processes on a machine with {torch.cuda.device_count()} GPUs: "
+            "lower --nproc-per-node, each needs one of its own"
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
@@ -219,6 +222,7 @@ def train_steps(
     predictions, labels : Tensor of shape (images,)
     """
     network.train()
+    plain = getattr(network, "_orig_mod", network)  # of a compiled one
     losses, predictions, labels = [], [], []
     for (images, target), rate in zip(batches, rates, strict=True):
         for group in optimizer.param_groups:
@@ -227,8 +231,8 @@ def train_steps(
         parts = list(zip(images.chunk(recipe.accumulation), target.chunk(recipe.accumulation), strict=True))
         for number, (part, part_target) in enumerate(parts, start=1):
             # Only the last part's gradients have to meet those of other processes.
-            waits = number < len(parts) and isinstance(network, DistributedDataParallel)
-            with network.no_sync() if waits else nullcontext():
+            waits = number < len(parts) and isinstance(plain, DistributedDataParallel)
+            with plain.no_sync() if waits else nullcontext():
                 with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
                     logits = network(part)
                 logits = logits.float()
@@ -336,7 +340,8 @@ class Training:
         if train.batch_size % parts or (parts > 1 and len(train) < train.batch_size):
             raise UserError(
                 f"train.batch_size: {train.batch_size} of {len(train)} images cannot be dealt out to "
-                f"{self.ranks.count} processes with {recipe.accumulation} equal parts each"
+                f"{self.ranks.count} processes with {recipe.accumulation} equal parts each: make it a multiple of "
+                f"{parts}, at most {len(train)}"
             )
         self.model = model.to(train.device, memory_format=torch.channels_last)
         self.train, self.validation, self.augmentation = train, validation, augmentation
@@ -407,6 +412,11 @@ class Training:
         logits = predict(self.averaged, self.validation, self.precision, ranks)
         truth = self.validation.labels.cpu()
         loss = F.cross_entropy(logits, truth).item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training has diverged: the validation loss is {loss} after epoch {number}, batch {steps} of "
+                f"{steps}, learning rate {rates[-1]:.3g}; lower train.lr"
+            )
         validated = epoch_scores(truth.numpy(), logits.argmax(1).numpy(), loss)
         self.epochs.append(Epoch(number, rates[-1], trained, validated))
         if self.best.number == number:
@@ -425,7 +435,9 @@ class Training:
             if self.ranks.count > 1:
                 self._network = DistributedDataParallel(self.model)
             if self.compiled:
-                graphs = self.train.device.type == "cuda" and self.ranks.count == 1
+                # Gradients that several parts add up to must not lie in a graph's memory.
+                alone = self.ranks.count == self.recipe.accumulation == 1
+                graphs = self.train.device.type == "cuda" and alone
                 self._network = torch.compile(self._network, mode="reduce-overhead" if graphs else "default")
         return self._network
 

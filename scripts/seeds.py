@@ -1,7 +1,8 @@
 """Run the committed recipe over folds and seeds of each protocol, what is missing only, and sum up the table.
 
 Each row of metrics/seeds.csv is one DVC experiment of the whole pipeline in a copy of the project, so that the
-checkout stays as it is. Stopped at any moment, it goes on with the row that was running.
+checkout stays as it is. Stopped at any moment, it starts with the row that was running. Rows of another recipe
+than the committed one are run again.
 """
 
 import os
@@ -27,6 +28,8 @@ COLUMNS = [
     "epochs", "seconds", "device", "commit",
 ]  # fmt: skip
 KEY = COLUMNS[:4]
+# What a row depends on, but for the data.
+RECIPE = ["params.yaml", "dvc.yaml", "braintumor", "stages"]
 
 
 def wanted(seed: int) -> list[tuple[str, str, int, int]]:
@@ -66,6 +69,7 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
         "split.fold": fold,
         "train.seed": seed,
     }
+    head = run("git", "rev-parse", "--short", "HEAD").strip()
     overrides = [text for param, value in settings.items() for text in ("-S", f"{param}={value}")]
     start = time.perf_counter()
     run("dvc", "exp", "run", "--temp", "--name", name, *overrides)
@@ -73,11 +77,11 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
     test, train = (
         dvc.api.metrics_show(f"metrics/{stage}.json", repo=str(PROJECT), rev=name) for stage in ("test", "train")
     )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    cores = f"{os.cpu_count()} cores of {processor()}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
     values = [
         *row, test["accuracy"], test["accuracy_distinct"], test.get("accuracy_copy_free"),
-        train["validation_accuracy"], train["epochs"], round(seconds), f"{os.cpu_count()} cores of {device}",
-        run("git", "rev-parse", "--short", "HEAD").strip(),
+        train["validation_accuracy"], train["epochs"], round(seconds), device, head,
     ]  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 
@@ -98,21 +102,30 @@ def summary(table: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
+def is_current(commit: str) -> bool:
+    """Whether nothing that a row depends on has changed since a commit."""
+    command = ["git", "diff", "--quiet", commit, "--", *RECIPE]
+    return subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode == 0
+
+
 def main() -> None:
-    if run("git", "status", "--porcelain", "--", "params.yaml", "dvc.yaml", "braintumor", "stages").strip():
-        sys.exit("error: commit the code and the params first: each row of the table names its commit")
     table = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+    current = {commit: is_current(str(commit)) for commit in table["commit"].unique()}
+    table = table[table["commit"].map(current).astype(bool)].reset_index(drop=True)
     rows = wanted(load_params(PROJECT / "params.yaml").train.seed)
     for number, row in enumerate(rows, start=1):
         if (table[KEY].astype(str) == [str(value) for value in row]).all(axis=1).any():
             continue
+        if run("git", "status", "--porcelain", "--", *RECIPE).strip():
+            sys.exit("error: commit the code and the params first: each row of the table names its commit")
         settings = ", ".join(f"{name} {value}" for name, value in zip(KEY, row, strict=True))
         print(f"{number} of {len(rows)}: {settings}", flush=True)
         result = pd.DataFrame([run_row(row)])
         table = pd.concat([table, result], ignore_index=True) if len(table) else result
         write_table(table, RESULTS)
+        page = PLACE.sub(lambda _, rows=table: summary(rows), PAGE.read_text(encoding="utf-8"))
+        PAGE.write_text(page, encoding="utf-8")
         print(result.to_string(index=False), flush=True)
-    PAGE.write_text(PLACE.sub(lambda _: summary(table), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

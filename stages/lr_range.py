@@ -36,10 +36,14 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     batches = islice(chain.from_iterable(epochs), test.steps)
     losses, _, _ = train_steps(model, batches, optimizer, rates, recipe, precision)
     rising = range_curve(rates, losses.cpu().numpy(), test.smoothing)
-    suggestion = suggest_rate(rising)
     write_table(rising, curve)
-    write_metrics({"suggested_lr": float(f"{suggestion:.3g}")}, metrics)
-    print(f"the loss falls fastest at a learning rate of {suggestion:.3g} (train.lr: {train.lr})")
+    suggestion = suggest_rate(rising)
+    # No suggestion stops only a training that asks for one.
+    write_metrics({} if suggestion is None else {"suggested_lr": float(f"{suggestion:.3g}")}, metrics)
+    if suggestion is None:
+        print("the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end")
+    else:
+        print(f"the loss falls fastest at a learning rate of {suggestion:.3g} (train.lr: {train.lr})")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import braintumor
 from braintumor.batches import Augmentation, Sets, make_sets
 from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.distributed import Ranks, joined, place_on_machine
+from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Params, load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
@@ -53,12 +54,16 @@ def main(
     )
     recipe = pick(Recipe, train)
     if train.lr == "auto":
-        recipe = replace(recipe, lr=json.loads(lr_range.read_text(encoding="utf-8"))["suggested_lr"])
+        suggested = json.loads(lr_range.read_text(encoding="utf-8")).get("suggested_lr")
+        if suggested is None:
+            raise UserError(f"train.lr=auto: {lr_range} suggests no rate, the loss fell at none: set a number")
+        recipe = replace(recipe, lr=suggested)
     checkpoint = Checkpoint(weights.parent / "unfinished", configuration(params, recipe, [images, split], device))
     described = Description(
         architecture, sets.classes, params.preprocess.model_dump(), sets.train.mean, sets.train.deviation
     )
-    # A preempted job: what is done is saved, and DVC sees a stage that has failed.
+    # A preempted job: every finished epoch has been saved, the one that runs is done again later, and DVC sees a
+    # stage that has failed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with joined(device) as ranks:
         training = make_training(params, architecture, recipe, sets, device, ranks)
@@ -75,7 +80,7 @@ def main(
     write_table(pd.DataFrame([{"epoch": epoch.number} | epoch.flat() for epoch in training.epochs]), curves)
     best = training.best
     summary = {
-        "parameters": count_parameters(training.model),
+        "parameters": count_parameters(training.averaged),
         "epochs": len(training.epochs),
         "best_epoch": best.number,
     }
@@ -85,9 +90,13 @@ def main(
 
 def configuration(params: Params, recipe: Recipe, data: list[Path], device: torch.device) -> str:
     """Return a hash of all that a training depends on but the number of processes: another can go on with it."""
-    code = sorted(Path(braintumor.__file__).parent.glob("*.py"))
+    code = [Path(__file__), *sorted(Path(braintumor.__file__).parent.glob("*.py"))]
     train = params.train.model_dump(exclude={"launcher", "lr"})
-    return fingerprint([*code, *data], train, recipe, params.preprocess, device.type)
+    # What auto stands for on this machine, where another may go on.
+    precision = choose_precision(params.train.precision, device)
+    compiled = choose_compilation(params.train.compile, device)
+    versions = torch.__version__, device.type, precision, compiled
+    return fingerprint([*code, *data], train, recipe, params.preprocess, versions)
 
 
 def make_training(

@@ -1,6 +1,5 @@
 """Several processes on the CPU, started by torchrun as train.launcher does."""
 
-import json
 import signal
 import subprocess
 import time
@@ -26,8 +25,9 @@ def curves(checkout):
     return pd.read_csv(checkout.folder / "plots/curves.csv")
 
 
-def test_two_processes_give_the_curve_of_one(checkout):
-    checkout.params({"train": PLAIN})
+@pytest.mark.parametrize(("accumulation", "frozen_epochs"), [(1, 0), (2, 1)])
+def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epochs):
+    checkout.params({"train": PLAIN | {"accumulation": accumulation, "frozen_epochs": frozen_epochs}})
     checkout.run(ONE)
     one, weights = curves(checkout), load_file(checkout.folder / "models/model.safetensors")
     output = checkout.run(TWO)
@@ -75,8 +75,11 @@ def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout
     process.wait()
     output = checkout.run(ONE)
     assert "going on after epoch" in output
-    assert len(curves(checkout)) == 30
-    assert json.loads((checkout.folder / "metrics/train.json").read_text())["epochs"] == 30
+    resumed = curves(checkout)
+    assert "going on" not in checkout.run(ONE)
+    undisturbed = curves(checkout)
+    assert len(resumed) == len(undisturbed) == 30
+    assert resumed["train_loss"].to_numpy() == pytest.approx(undisturbed["train_loss"].to_numpy(), abs=5e-3)
 
 
 def test_killing_one_process_ends_all_and_says_which(checkout):

@@ -26,7 +26,7 @@ def test_the_projects_own_params_are_right():
 def test_a_number_with_an_exponent_and_no_point_is_a_float(tmp_path):
     # DVC writes -S train.lr=1e-5 as 1e-05, which YAML reads as text.
     file = write(tmp_path, {})
-    file.write_text(file.read_text().replace("lr: 0.1", "lr: 1e-05"))
+    file.write_text(file.read_text().replace("  lr: 0.3", "  lr: 1e-05"))
     assert yaml.safe_load(file.read_text())["train"]["lr"] == "1e-05"
     assert load_params(file).train.lr == 0.00001
 
