@@ -123,8 +123,8 @@ def write_time(found: dict, results: dict) -> str:
 The seed's protocol validates on half of `Testing`, most of it copies of training images. The seed reports 93%
 after {found["seed_epochs"]} epochs; that training is not repeated here, its time is that of as many times
 {found["seed_images"]:,} images at the speed above, without validation. Ours is the default network really trained,
-with a schedule of {len(seconds)} epochs ({how}), the time with validation and {duration(reading)} for reading the
-files.
+with a schedule of {len(seconds)} epochs and weights averaged over a shorter time ({how}), the time with validation
+and {duration(reading)} for reading the files.
 
 {write_grouped(found)}"""
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from braintumor.batches import Augmentation, Batches, make_sets, resident_limit
+from braintumor.batches import Augmentation, Batches, make_sets, measure, resident_limit
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
@@ -278,8 +278,9 @@ def train_alone(file: Path, shared: Bench) -> None:
     some = rows[:: max(1, len(rows) // (network.steps * batch_size))]
     # Some rows go the way that all of them would.
     limit = None if images.nbytes <= resident_limit(shared.device) else 0
+    scale = measure(images, rows)
     every, few = (
-        Batches(images, own, np.zeros(len(own)), batch_size, 0.2, 0.2, shared.device, resident_bytes=limit)
+        Batches(images, own, np.zeros(len(own)), batch_size, *scale, shared.device, resident_bytes=limit)
         for own in (rows, some)
     )
     feed(every.in_order())

@@ -33,19 +33,22 @@ RECIPE = ["params.yaml", "dvc.yaml", "braintumor", "stages"]
 
 
 def wanted(seed: int) -> list[tuple[str, str, int, int]]:
-    """Return protocol, group_by, seed and fold of each row, those that matter most first.
+    """Return protocol, group_by, seed and fold of each row: the first of each protocol, then the second ones.
 
     Parameters
     ----------
     seed : int
         The committed one, which the folds are run with.
     """
-    folds = range(5)
     return [
-        *[("grouped", "patient", seed, fold) for fold in folds],
-        *[("official", "patient", seed + number, 0) for number in folds],
-        *[("grouped", "copy", seed, fold) for fold in folds],
-        *[("copy_free", "patient", seed + number, 0) for number in folds],
+        row
+        for number in range(5)
+        for row in (
+            ("grouped", "patient", seed, number),
+            ("official", "patient", seed + number, 0),
+            ("grouped", "copy", seed, number),
+            ("copy_free", "patient", seed + number, 0),
+        )
     ]
 
 

@@ -42,10 +42,12 @@ def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset
     assert not tuning.leave_out(table, 0.5, seed=1).equals(left)
 
 
-def test_the_seeds_table_has_five_rows_a_protocol_those_of_new_people_first():
+def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
     rows = seeds.wanted(42)
     assert len(set(rows)) == len(rows) == 20
-    assert rows[:5] == [("grouped", "patient", 42, fold) for fold in range(5)]
+    assert {row[:2] for row in rows[:4]} == {row[:2] for row in rows}
+    for group_by in ("patient", "copy"):
+        assert [row[2:] for row in rows if row[:2] == ("grouped", group_by)] == [(42, fold) for fold in range(5)]
     for protocol, group_by in (("official", "patient"), ("copy_free", "patient")):
         assert sorted(seed for p, g, seed, _ in rows if (p, g) == (protocol, group_by)) == [42, 43, 44, 45, 46]
 
