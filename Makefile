@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test lint format bench seeds tuning scaling lock
+.PHONY: demo repro test slow lint format bench seeds tuning scaling lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -21,6 +21,9 @@ repro: .venv/installed ## the whole pipeline on the real dataset
 
 test: .venv/installed
 	.venv/bin/python -m pytest
+
+slow: .venv/installed ## the tests that take longer
+	.venv/bin/python -m pytest -m slow
 
 lint: .venv/installed
 	.venv/bin/ruff check .

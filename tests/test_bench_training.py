@@ -38,6 +38,7 @@ def rows_of(page, first):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if f"| {first}" in line]
 
 
+@pytest.mark.slow
 def test_it_writes_the_page_the_figures_and_the_plot(project):
     results = main(project, list(SECTIONS), QUICK)
     assert json.loads((project / "metrics/benchmark.json").read_text()) == json.loads(json.dumps(results))
@@ -65,6 +66,7 @@ def test_it_writes_the_page_the_figures_and_the_plot(project):
         assert sum(s for _, s in bench_report.parts_of(network).values()) == pytest.approx(whole)
 
 
+@pytest.mark.slow
 def test_one_section_leaves_the_others_as_they_are(tmp_path, capsys):
     first = main(tmp_path, ["feeding"], QUICK)
     second = main(tmp_path, ["time", "seed"], QUICK)

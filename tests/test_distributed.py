@@ -25,7 +25,7 @@ def curves(checkout):
     return pd.read_csv(checkout.folder / "plots/curves.csv")
 
 
-@pytest.mark.parametrize(("accumulation", "frozen_epochs"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("accumulation", "frozen_epochs"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epochs):
     checkout.params({"train": PLAIN | {"accumulation": accumulation, "frozen_epochs": frozen_epochs}})
     checkout.run(ONE)
@@ -42,6 +42,7 @@ def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epoc
     assert not (checkout.folder / "models/unfinished").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_with_batch_norm_and_dropout_repeat_exactly(checkout):
     file = checkout.folder / "models/model.safetensors"
     weights = []
@@ -66,6 +67,7 @@ def start(checkout, command, until):
     return process
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout):
     checkout.params({"train": PLAIN | {"epochs": 30}})
     process = start(checkout, TWO, "epoch 3/30")
@@ -82,6 +84,7 @@ def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout
     assert resumed["train_loss"].to_numpy() == pytest.approx(undisturbed["train_loss"].to_numpy(), abs=5e-3)
 
 
+@pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
     process = start(checkout, TWO, "epoch 2/500")

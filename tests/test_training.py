@@ -148,6 +148,7 @@ def test_the_body_waits_for_the_head_and_then_trains_at_its_share_of_the_rate():
     assert rates[0.25] == pytest.approx(0.25 * rates[1.0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_a_compiled_network_learns_what_the_plain_one_does():
     def curve(compiled):

@@ -75,6 +75,7 @@ def test_every_image_gets_one_logit_per_class_and_every_weight_a_gradient(name):
     assert model.eval()(torch.randn(1, 1, 64, 64)).shape == (1, 11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "vit_b_16", "swin_t", "convnext_tiny"])
 def test_larger_ones_do_too(shapes_only, name):
     assert architecture(name, 96).build()(torch.empty(2, 1, 96, 96)).shape == (2, 11)
