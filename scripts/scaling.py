@@ -8,6 +8,7 @@ import math
 import os
 import re
 import tempfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -232,7 +233,8 @@ def measure_all() -> tuple[dict[str, float], Work]:
     network = Architecture.named(train.model, train.channels, train.hidden, train.dropout, size, 4)
     step = measured.count_step(network.build, size, (8, 16), params)
     # Three channels, as NVIDIA trained it.
-    large = measured.count_step(lambda: nn.Sequential(nn.Conv2d(1, 3, 1), resnet50()), 224, (1, 2), params)
+    parts = OrderedDict(body=nn.Conv2d(1, 3, 1), head=resnet50())
+    large = measured.count_step(lambda: nn.Sequential(parts), 224, (1, 2), params)
     with tempfile.TemporaryDirectory(dir=PROJECT / "data") as folder:  # on the disk that the pipeline uses
         r = measured.measure_array(Path(folder), size) | measured.measure_files(Path(folder), size)
         r |= measured.measure_tables(Path(folder)) | measured.measure_dvc(Path(folder))
