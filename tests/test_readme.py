@@ -15,9 +15,10 @@ COMMANDS = [
 IN_CI = ["make demo", "make test"]  # .ci/run runs these two
 
 
+@pytest.mark.slow
 def test_its_commands_work_from_a_clean_clone(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
-    make_folder(tmp_path / "my-images", ["."])
+    make_folder(tmp_path / "my-images", ["."], n=60)
     clone.link_venv()
     clone.env["HOME"] = str(tmp_path)
     clone.run("set -ex\n" + "\n".join(command for command in COMMANDS if command not in IN_CI))
