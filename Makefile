@@ -22,8 +22,8 @@ repro: .venv/installed ## the whole pipeline on the real dataset
 test: .venv/installed
 	.venv/bin/python -m pytest
 
-slow: .venv/installed ## the tests that take longer
-	.venv/bin/python -m pytest -m slow
+slow: .venv/installed ## the tests that take longer, the longest of them first
+	.venv/bin/python -m pytest -m slow tests/test_readme.py tests
 
 lint: .venv/installed
 	.venv/bin/ruff check .
