@@ -27,11 +27,12 @@ from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
 from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
 from braintumor.training import Recipe, Training, choose_device, choose_precision, predict
+from scripts.demo import PROJECT
 
-VARIANTS = Path("tuning.yaml")
-RESULTS = Path("metrics/tuning.csv")
-PAGE = Path("docs/training.md")
-CURVE = Path("docs/learning_curve.png")
+VARIANTS = PROJECT / "tuning.yaml"
+RESULTS = PROJECT / "metrics/tuning.csv"
+PAGE = PROJECT / "docs/training.md"
+CURVE = PROJECT / "docs/learning_curve.png"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,10 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
     precision = choose_precision(train.precision, device)
-    table = read_table(Path("data/manifest.csv"))
-    array = read_images(Path("data/images.npy"), table)
+    table = read_table(PROJECT / "data/manifest.csv")
+    array = read_images(PROJECT / "data/images.npy", table)
+    if split.group_by == "copy":
+        table["group"] = table["copy_group"]
     table["subset"] = assign_subsets(
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed
     )
@@ -179,7 +182,7 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, help="folder for each variant's validation predictions")
     arguments = parser.parse_args()
     content = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
-    params = with_overrides(load_params(Path("params.yaml")), content["base"])
+    params = with_overrides(load_params(PROJECT / "params.yaml"), content["base"])
     unknown = set(arguments.names) - set(content["variants"])
     if unknown:
         sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
