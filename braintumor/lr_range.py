@@ -26,14 +26,15 @@ def range_curve(rates: list[float], losses: np.ndarray, smoothing: float) -> pd.
 
     Returns
     -------
-    DataFrame with columns lr, loss and smoothed_loss
+    DataFrame with columns lr, log10_lr (for charts, whose axes are linear), loss and smoothed_loss
     """
     least = np.minimum.accumulate(np.concatenate([[np.inf], losses[:-1]]))
     diverged = ~np.isfinite(losses) | (losses > 4 * least)
     kept = losses[: diverged.argmax()] if diverged.any() else losses
     deviation = smoothing * len(losses)
     smoothed = gaussian_filter1d(kept, deviation, mode="nearest") if deviation and len(kept) else kept
-    return pd.DataFrame({"lr": rates[: len(kept)], "loss": kept, "smoothed_loss": smoothed})
+    lr = np.array(rates[: len(kept)])
+    return pd.DataFrame({"lr": lr, "log10_lr": np.log10(lr), "loss": kept, "smoothed_loss": smoothed})
 
 
 def suggest_rate(curve: pd.DataFrame) -> float | None:

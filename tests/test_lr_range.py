@@ -15,6 +15,7 @@ def test_a_straight_line_stays_where_it_is_when_smoothed():
     noise = 0.1 * (-1.0) ** np.arange(101)
     curve = range_curve(rates, line + noise, 0.05)
     assert curve["lr"].tolist() == rates
+    assert curve["log10_lr"].to_numpy() == pytest.approx(np.linspace(-4, 0, 101))
     assert curve["smoothed_loss"].to_numpy()[20:-20] == pytest.approx(line[20:-20], abs=0.002)
     assert range_curve(rates, line + noise, 0.0)["smoothed_loss"].to_numpy() == pytest.approx(line + noise)
 
