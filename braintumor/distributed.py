@@ -62,6 +62,9 @@ class Ranks:
         return box[0]
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, and leave them at the end; alone without torchrun.
@@ -72,7 +75,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         Of this process: GPUs exchange through NCCL, CPUs through gloo.
     """
     if not dist.is_torchelastic_launched():
-        yield Ranks()
+        yield ALONE
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:

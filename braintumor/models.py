@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from braintumor.errors import UserError
+from braintumor.params import Train
 
 # Channels of the blocks and units of the hidden layer.
 CNNS = {
@@ -14,7 +15,7 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
-RESNET_CHANNELS = (16, 32, 64, 128)
+RESNET_CHANNELS = (16, 16, 32, 32, 64, 64, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,18 @@ class Architecture:
         own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
         model = "resnet" if name == "resnet" else "cnn"
         channels = tuple(channels or own_channels)
-        if size < 2 ** len(channels):
+        halvings = 2 + sum(halvings_of(channels)) if model == "resnet" else len(channels)
+        if size < 2**halvings:
             raise UserError(
-                f"train.channels: {len(channels)} blocks halve an image of {size} pixels to nothing; "
-                f"use fewer blocks or preprocess.size of at least {2 ** len(channels)}"
+                f"train.channels: the network halves an image of {size} pixels {halvings} times, to nothing; "
+                f"use fewer blocks or preprocess.size of at least {2**halvings}"
             )
         return cls(model, channels, hidden or own_hidden, dropout, size, classes)
+
+    @classmethod
+    def of(cls, train: Train, size: int, classes: int) -> "Architecture":
+        """Complete the architecture that the params of training ask for."""
+        return cls.named(train.model, train.channels, train.hidden, train.dropout, size, classes)
 
     def build(self, pretrained: bool = False) -> nn.Module:
         """Build the network with fresh weights, drawn from torch's global generator.
@@ -141,8 +148,9 @@ class ResidualBlock(nn.Module):
     that halves the image pools before its 1x1 convolution (arXiv:1812.01187).
     """
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, halves: bool) -> None:
         super().__init__()
+        stride = 2 if halves else 1
         self.residual = nn.Sequential(
             nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
             nn.BatchNorm2d(after),
@@ -161,10 +169,16 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.residual(features) + self.shortcut(features))
 
 
+def halvings_of(channels: tuple[int, ...]) -> list[bool]:
+    """Say which residual blocks halve the image: those with other channels than the block before."""
+    return [before != after for before, after in zip((channels[0], *channels), channels, strict=False)]
+
+
 class ResNet(nn.Module):
     """A compact residual network: a stem that quarters the image, one block per entry of channels, mean pooling.
 
-    The stem pools before its norm and its ReLU, which then have a quarter of the work.
+    A block that changes the number of channels halves the image. The stem pools before its norm and its ReLU,
+    which then have a quarter of the work.
 
     Parameters
     ----------
@@ -180,11 +194,9 @@ class ResNet(nn.Module):
             nn.BatchNorm2d(channels[0]),
             nn.ReLU(),
         )
-        strides = (1, *[2] * (len(channels) - 1))
         befores = (channels[0], *channels)
-        self.blocks = nn.Sequential(
-            *[ResidualBlock(*shape) for shape in zip(befores, channels, strides, strict=False)]
-        )
+        shapes = zip(befores, channels, halvings_of(channels), strict=False)
+        self.blocks = nn.Sequential(*[ResidualBlock(before, after, halves) for before, after, halves in shapes])
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels[-1], classes)
 

@@ -1,9 +1,8 @@
-"""The training loop, and what it runs on."""
+"""The training loop."""
 
 import copy
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -17,81 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from braintumor.batches import Augmentation, Batches
-from braintumor.distributed import Ranks
+from braintumor.distributed import ALONE, Ranks
 from braintumor.errors import UserError
-
-
-def choose_device(name: str, threads: int, number: int = 0, count: int = 1) -> torch.device:
-    """Set torch up for exact repetition and return the device to compute on.
-
-    Parameters
-    ----------
-    name : {"auto", "cpu", "cuda"}
-        ``auto`` is the GPU when there is one.
-    threads : int
-        Of the CPU; one and two threads round differently.
-    number, count : int
-        Which of the machine's GPUs, and how many are needed.
-
-    Raises
-    ------
-    UserError
-        If a GPU is asked for and there is none, or too few.
-    """
-    torch.set_num_threads(threads)
-    # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU warns of it.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would also fill every new tensor with NaN, to show who reads what was never written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch finds no GPU; set it to auto or cpu, or mend the driver")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    if count > torch.cuda.device_count():
-        raise UserError(
-            f"train.launcher starts {count} processes on a machine with {torch.cuda.device_count()} GPUs: "
-            "lower --nproc-per-node, each needs one of its own"
-        )
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
-
-
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type that convolutions and matrix products compute in.
-
-    Parameters
-    ----------
-    name : {"auto", "float32", "bfloat16"}
-        ``auto`` is bfloat16 where the hardware has instructions for it.
-    device : torch.device
-    """
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    return torch.bfloat16 if fast else torch.float32
-
-
-def choose_compilation(name: str | bool, device: torch.device) -> bool:
-    """Return whether torch compiles the network: ``auto`` is yes on a GPU, where it pays in seconds."""
-    return device.type == "cuda" if name == "auto" else bool(name)
-
-
-def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the network with batch norms that average over the batch of all processes.
-
-    Raises
-    ------
-    UserError
-        On the CPU, where torch has none.
-    """
-    if device.type != "cuda":
-        raise UserError("train.sync_batch_norm: torch has it on GPUs only; set it to false")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 @dataclass(frozen=True)
@@ -248,13 +174,12 @@ def train_steps(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Batches, precision: torch.dtype = torch.float32, ranks: Ranks | None = None
+    model: nn.Module, batches: Batches, precision: torch.dtype = torch.float32, ranks: Ranks = ALONE
 ) -> Tensor:
     """Return the logits of all images in their order: shape (n, classes), float32, on the CPU.
 
     Each process predicts its share and gets the logits of all.
     """
-    ranks = ranks or Ranks()
     model.eval()
     logits = []
     for images, _ in batches.in_order(ranks.rank, ranks.count):
@@ -292,7 +217,23 @@ def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: in
 
 
 class Diverged(UserError):  # noqa: N818, an event rather than a mistake of the code
-    """The loss has become infinite or no number."""
+    """The loss has become infinite or no number.
+
+    Parameters
+    ----------
+    name : str
+        Of the loss.
+    loss : float
+    epoch, batch, batches : int
+        Where it happened, from 1.
+    lr : float
+    """
+
+    def __init__(self, name: str, loss: float, epoch: int, batch: int, batches: int, lr: float) -> None:
+        super().__init__(
+            f"the training has diverged: the {name} is {loss} at epoch {epoch}, batch {batch} of {batches}, "
+            f"learning rate {lr:.3g}; lower train.lr"
+        )
 
 
 class Training:
@@ -332,10 +273,10 @@ class Training:
         augmentation: Augmentation,
         recipe: Recipe,
         precision: torch.dtype,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         compiled: bool = False,
     ) -> None:
-        self.ranks, self.compiled = ranks or Ranks(), compiled
+        self.ranks, self.compiled = ranks, compiled
         parts = self.ranks.count * recipe.accumulation
         if train.batch_size % parts or (parts > 1 and len(train) < train.batch_size):
             raise UserError(
@@ -401,10 +342,7 @@ class Training:
         bad = losses.isfinite().logical_not().nonzero()
         if len(bad):
             batch = int(bad[0])
-            raise Diverged(
-                f"the training has diverged: the loss is {losses[batch].item()} at epoch {number}, "
-                f"batch {batch + 1} of {steps}, learning rate {rates[batch]:.3g}; lower train.lr"
-            )
+            raise Diverged("loss", losses[batch].item(), number, batch + 1, steps, rates[batch])
         trained = epoch_scores(
             ranks.gather(labels).cpu().numpy(), ranks.gather(predictions).cpu().numpy(), losses.mean().item()
         )
@@ -413,10 +351,7 @@ class Training:
         truth = self.validation.labels.cpu()
         loss = F.cross_entropy(logits, truth).item()
         if not math.isfinite(loss):
-            raise Diverged(
-                f"the training has diverged: the validation loss is {loss} after epoch {number}, batch {steps} of "
-                f"{steps}, learning rate {rates[-1]:.3g}; lower train.lr"
-            )
+            raise Diverged("validation loss", loss, number, steps, steps, rates[-1])
         validated = epoch_scores(truth.numpy(), logits.argmax(1).numpy(), loss)
         self.epochs.append(Epoch(number, rates[-1], trained, validated))
         if self.best.number == number:

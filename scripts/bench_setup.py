@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from braintumor.batches import Augmentation, Batches, measure
+from braintumor.device import choose_compilation, choose_device, choose_precision
 from braintumor.images import read_image, resize_square
 from braintumor.models import Architecture
 from braintumor.params import Train, load_params, pick
 from braintumor.phantom import CLASSES, make_phantom
 from braintumor.tables import TRAINING
-from braintumor.training import Recipe, Training, choose_compilation, choose_device, choose_precision
+from braintumor.training import Recipe, Training
 from scripts.demo import PROJECT
 
 # The seed's settings for its largest network; what the seed does not have is off.
@@ -76,11 +77,8 @@ class Network:
 
     def build(self) -> nn.Module:
         """Build the network with fresh weights, always the same ones."""
-        params = self.train
-        torch.manual_seed(params.seed)
-        return Architecture.named(
-            params.model, params.channels, params.hidden, params.dropout, self.size, len(CLASSES)
-        ).build()
+        torch.manual_seed(self.train.seed)
+        return Architecture.of(self.train, self.size, len(CLASSES)).build()
 
 
 class Bench:

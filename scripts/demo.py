@@ -20,7 +20,14 @@ OVERRIDES = {
     "audit": {"patients": "data/raw/patients.csv"},
     "preprocess": {"size": 96, "crop": False, "fit": "stretch"},
     "split": {"protocol": "grouped", "group_by": "patient", "folds": 5, "fold": 0},
-    "train": {"epochs": 60, "batch_size": 32, "lr": 0.05, "device": "cpu", "precision": "float32"},
+    "train": {
+        "channels": [16, 32, 64, 128],
+        "epochs": 60,
+        "batch_size": 32,
+        "lr": 0.05,
+        "device": "cpu",
+        "precision": "float32",
+    },
     "evaluate": {"device": "cpu"},
 }
 

@@ -24,12 +24,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from braintumor.batches import Augmentation, Batches, measure
 from braintumor.checkpoint import fingerprint
 from braintumor.copies import find_copies
+from braintumor.device import choose_device, choose_precision
 from braintumor.images import load_squares
 from braintumor.manifest import inspect_images
 from braintumor.params import Params, pick
 from braintumor.split import grouped_folds
 from braintumor.tables import read_table, write_table
-from braintumor.training import Recipe, Training, choose_device, choose_precision, epoch_scores
+from braintumor.training import Recipe, Training, epoch_scores
 from scripts import bench
 from scripts.demo import DVC
 from stages import workers

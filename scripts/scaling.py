@@ -230,7 +230,7 @@ def measure_all() -> tuple[dict[str, float], Work]:
     """Measure every rate of this machine, and count what a step does."""
     params = load_params(PROJECT / "params.yaml")
     size, train = params.preprocess.size, params.train
-    network = Architecture.named(train.model, train.channels, train.hidden, train.dropout, size, 4)
+    network = Architecture.of(train, size, 4)
     step = measured.count_step(network.build, size, (8, 16), params)
     # Three channels, as NVIDIA trained it.
     parts = OrderedDict(body=nn.Conv2d(1, 3, 1), head=resnet50())

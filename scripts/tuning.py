@@ -15,18 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 import yaml
 from matplotlib.figure import Figure
 
-from braintumor.batches import Augmentation, make_sets
+from braintumor.batches import make_sets
+from braintumor.device import choose_device
+from braintumor.epochs import make_training
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Params, load_params, pick
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
 from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
-from braintumor.training import Recipe, Training, choose_device, choose_precision, predict
+from braintumor.training import Recipe, predict
 from scripts.demo import PROJECT
 
 VARIANTS = PROJECT / "tuning.yaml"
@@ -87,7 +88,6 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     """Train with some params and score the newest averaged weights on the validation images."""
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
-    precision = choose_precision(train.precision, device)
     table = read_table(PROJECT / "data/manifest.csv")
     array = read_images(PROJECT / "data/images.npy", table)
     if split.group_by == "copy":
@@ -97,14 +97,8 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     )
     table = leave_out(table, share, train.seed)
     sets = make_sets(table, array, train.batch_size, train.balance, device)
-    architecture = Architecture.named(
-        train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(sets.classes)
-    )
-    torch.manual_seed(train.seed)
-    model = architecture.build(train.pretrained)
-    training = Training(
-        model, sets.train, sets.validation, pick(Augmentation, train), pick(Recipe, train), precision
-    )
+    architecture = Architecture.of(train, array.shape[1], len(sets.classes))
+    training = make_training(train, architecture, pick(Recipe, train), sets, device)
     validated = table.iloc[sets.validation.rows]
     start = time.perf_counter()
     while not training.done:
@@ -115,7 +109,7 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
             flush=True,
         )
     seconds = time.perf_counter() - start
-    logits = predict(training.averaged, training.validation, precision)
+    logits = predict(training.averaged, training.validation, training.precision)
     labels = sets.validation.labels.cpu()
     right = (logits.argmax(1) == labels).numpy().astype(float)
     weight = 1 / validated.groupby("copy_group")["path"].transform("size").to_numpy()
@@ -132,7 +126,7 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
         round(epoch.train.accuracy, 4),
         table["patient"][table["subset"] == TRAIN].nunique(),
         len(sets.train),
-        count_parameters(model),
+        count_parameters(training.model),
         train.epochs,
         round(seconds),
     )

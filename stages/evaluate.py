@@ -6,11 +6,12 @@ import numpy as np
 
 from braintumor import plots
 from braintumor.batches import Batches
+from braintumor.device import choose_device
 from braintumor.errors import UserError
 from braintumor.params import load_params
 from braintumor.scores import describe_scores, score_predictions
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table, write_metrics, write_table
-from braintumor.training import choose_device, predict
+from braintumor.training import predict
 from braintumor.weights import load_model
 from stages import run
 

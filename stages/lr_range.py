@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from braintumor.batches import Augmentation, make_sets
+from braintumor.device import choose_device, choose_precision
 from braintumor.lr_range import range_curve, range_rates, suggest_rate
 from braintumor.models import Architecture
 from braintumor.params import load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
-from braintumor.training import Recipe, choose_device, choose_precision, make_optimizer, train_steps
+from braintumor.training import Recipe, make_optimizer, train_steps
 from stages import run
 
 
@@ -24,9 +25,7 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     array = read_images(images, table)
     sets = make_sets(table, array, train.batch_size, train.balance, device)
     torch.manual_seed(train.seed)
-    model = Architecture.named(
-        train.model, train.channels, train.hidden, train.dropout, array.shape[1], len(sets.classes)
-    ).build(train.pretrained)
+    model = Architecture.of(train, array.shape[1], len(sets.classes)).build(train.pretrained)
     model.to(device, memory_format=torch.channels_last)
     recipe = pick(Recipe, train)
     optimizer = make_optimizer(model, train.optimizer, train.weight_decay, train.body_lr)

@@ -9,14 +9,13 @@ from torch import nn
 
 from braintumor.batches import Augmentation, Batches
 from braintumor.checkpoint import Checkpoint, fingerprint
+from braintumor.device import choose_device, choose_precision
 from braintumor.errors import UserError
 from braintumor.models import Architecture
 from braintumor.training import (
     Diverged,
     Recipe,
     Training,
-    choose_device,
-    choose_precision,
     epoch_scores,
     learning_rate,
     make_optimizer,

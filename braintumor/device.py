@@ -1,0 +1,81 @@
+"""What a training runs on: the device, the numbers' type, compiled or not."""
+
+import os
+
+import torch
+from torch import nn
+
+from braintumor.errors import UserError
+
+
+def choose_device(name: str, threads: int, number: int = 0, count: int = 1) -> torch.device:
+    """Set torch up for exact repetition and return the device to compute on.
+
+    Parameters
+    ----------
+    name : {"auto", "cpu", "cuda"}
+        ``auto`` is the GPU when there is one.
+    threads : int
+        Of the CPU; one and two threads round differently.
+    number, count : int
+        Which of the machine's GPUs, and how many are needed.
+
+    Raises
+    ------
+    UserError
+        If a GPU is asked for and there is none, or too few.
+    """
+    torch.set_num_threads(threads)
+    # cuBLAS repeats exactly only with a workspace of its own. What has no exact variant on a GPU warns of it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would also fill every new tensor with NaN, to show who reads what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda: torch finds no GPU; set it to auto or cpu, or mend the driver")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if count > torch.cuda.device_count():
+        raise UserError(
+            f"train.launcher starts {count} processes on a machine with {torch.cuda.device_count()} GPUs: "
+            "lower --nproc-per-node, each needs one of its own"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions and matrix products compute in.
+
+    Parameters
+    ----------
+    name : {"auto", "float32", "bfloat16"}
+        ``auto`` is bfloat16 where the hardware has instructions for it.
+    device : torch.device
+    """
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def choose_compilation(name: str | bool, device: torch.device) -> bool:
+    """Return whether torch compiles the network: ``auto`` is yes on a GPU, where it pays in seconds."""
+    return device.type == "cuda" if name == "auto" else bool(name)
+
+
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the network with batch norms that average over the batch of all processes.
+
+    Raises
+    ------
+    UserError
+        On the CPU, where torch has none.
+    """
+    if device.type != "cuda":
+        raise UserError("train.sync_batch_norm: torch has it on GPUs only; set it to false")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
