@@ -74,5 +74,5 @@ def test_equal_seeds_give_equal_weights():
 
 
 def test_images_too_small_for_the_blocks_are_an_error():
-    with pytest.raises(UserError, match="halves an image of 16 pixels 5 times, to nothing; .* at least 32"):
+    with pytest.raises(UserError, match=r"halves an image of 16 pixels 5 times, to nothing; .* at least 32"):
         architecture("cnn3", size=16)
