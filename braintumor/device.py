@@ -1,6 +1,10 @@
 """What a training runs on: the device, the numbers' type, compiled or not."""
 
 import os
+import platform
+import re
+import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -79,3 +83,22 @@ def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
         raise UserError("train.sync_batch_norm: torch has it on GPUs only; set it to false")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def processor() -> str:
+    """Return the name of the machine's processor."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if sys.platform == "linux" else ""
+    found = re.search(r"model name\s*: (.*)", info)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def describe_environment(device: torch.device, precision: torch.dtype) -> dict[str, str | int]:
+    """Return what decides how a training rounds, and on what it ran."""
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else processor(),
+        "precision": str(precision).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -27,6 +27,8 @@ class Description:
         How an image becomes a grey square: size, crop and fit, as in params.yaml.
     mean, deviation : float
         Normalisation, on a scale of 0 to 1.
+    environment : dict
+        What it was trained on; see `device.describe_environment`.
     """
 
     architecture: Architecture
@@ -34,6 +36,7 @@ class Description:
     preprocess: dict
     mean: float
     deviation: float
+    environment: dict
 
 
 def save_model(state: dict[str, Tensor], description: Description, weights: Path, file: Path) -> None:

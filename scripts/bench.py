@@ -4,7 +4,6 @@ Needs the real dataset in data/raw and a finished `dvc repro`; nothing else shou
 """
 
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+from braintumor.device import processor
 from scripts.demo import PROJECT
 
 # A child's peak begins at its parent's size, so a small process stands between.
@@ -36,14 +36,6 @@ def measure(command: str, folder: Path = PROJECT) -> tuple[float, float]:
         sys.exit(f"error: {command} failed")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
     return seconds, int(done.stdout) * unit / 1e9
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    found = (
-        re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    )
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def main() -> None:

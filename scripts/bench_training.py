@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from braintumor.batches import Augmentation, Batches, make_sets, measure, resident_limit
+from braintumor.device import processor
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
@@ -300,7 +301,7 @@ SECTIONS = {
 def machine(shared: Bench) -> str:
     """Say when and on what was measured, and how often."""
     card = f"{torch.cuda.get_device_name()} and " if shared.device.type == "cuda" else ""
-    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores of {bench.processor()}"
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores of {processor()}"
     return f"{date.today()} on {card}{cores}, torch {torch.__version__}, rounds: {shared.effort.rounds}"
 
 

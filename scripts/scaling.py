@@ -21,10 +21,10 @@ from torch import nn
 from torchvision.models import resnet50
 
 from braintumor import plots
+from braintumor.device import processor
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import load_params
 from scripts import rates as measured
-from scripts.bench import processor
 from scripts.demo import PROJECT
 from scripts.rates import Step
 from stages import workers

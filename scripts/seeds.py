@@ -15,9 +15,9 @@ import dvc.api
 import pandas as pd
 import torch
 
+from braintumor.device import processor
 from braintumor.params import load_params
 from braintumor.tables import read_table, write_table
-from scripts.bench import processor
 from scripts.demo import PROJECT
 
 RESULTS = PROJECT / "metrics" / "seeds.csv"

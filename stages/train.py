@@ -12,7 +12,7 @@ import torch
 import braintumor
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, fingerprint
-from braintumor.device import choose_compilation, choose_device, choose_precision
+from braintumor.device import choose_compilation, choose_device, choose_precision, describe_environment
 from braintumor.distributed import joined, place_on_machine
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
@@ -49,7 +49,12 @@ def main(
         recipe = replace(recipe, lr=suggested)
     checkpoint = Checkpoint(weights.parent / "unfinished", configuration(params, recipe, [images, split], device))
     described = Description(
-        architecture, sets.classes, params.preprocess.model_dump(), sets.train.mean, sets.train.deviation
+        architecture,
+        sets.classes,
+        params.preprocess.model_dump(),
+        sets.train.mean,
+        sets.train.deviation,
+        describe_environment(device, choose_precision(train.precision, device)),
     )
     # A preempted job: every finished epoch has been saved, the one that runs is done again later, and DVC sees a
     # stage that has failed.

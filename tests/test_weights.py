@@ -13,7 +13,12 @@ def saved(tmp_path):
     architecture = Architecture.named("resnet", [8, 16], None, 0.1, 32, 3)
     model = architecture.build().eval()
     description = Description(
-        architecture, ("b", "a", "c"), {"size": 32, "crop": False, "fit": "stretch"}, 0.2, 0.3
+        architecture,
+        ("b", "a", "c"),
+        {"size": 32, "crop": False, "fit": "stretch"},
+        0.2,
+        0.3,
+        {"device": "abacus"},
     )
     files = tmp_path / "models" / "model.safetensors", tmp_path / "models" / "model.json"
     save_model(model.state_dict(), description, *files)

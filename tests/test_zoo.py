@@ -118,7 +118,7 @@ def test_a_model_comes_back_as_it_was_without_a_download(hub, tmp_path, name):
     model = plan.build(pretrained=True).eval()
     file.unlink()
     files = tmp_path / "model.safetensors", tmp_path / "model.json"
-    save_model(model.state_dict(), Description(plan, tuple("abcdefghijk"), {"size": 64}, 0.2, 0.3), *files)
+    save_model(model.state_dict(), Description(plan, tuple("abcdefghijk"), {"size": 64}, 0.2, 0.3, {}), *files)
     again, described = load_model(*files)
     assert described.architecture == plan
     images = torch.randn(2, 1, 64, 64)
