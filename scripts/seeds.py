@@ -14,6 +14,7 @@ import time
 import dvc.api
 import pandas as pd
 import torch
+import yaml
 
 from braintumor.device import processor
 from braintumor.params import load_params
@@ -28,8 +29,8 @@ COLUMNS = [
     "epochs", "seconds", "device", "commit",
 ]  # fmt: skip
 KEY = COLUMNS[:4]
-# What a row depends on, but for the data.
-RECIPE = ["params.yaml", "dvc.yaml", "braintumor", "stages"]
+# The stages that a row's scores depend on, and their params.
+STAGES = "audit", "preprocess", "split", "train"
 
 
 def wanted(seed: int) -> list[tuple[str, str, int, int]]:
@@ -66,16 +67,16 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
     name = f"seeds-{protocol}-{group_by}-{seed}-{fold}"
     if name in run("dvc", "exp", "list", "--name-only").split():
         run("dvc", "exp", "remove", name)
-    settings = {
+    overridden = {
         "split.protocol": protocol,
         "split.group_by": group_by,
         "split.fold": fold,
         "train.seed": seed,
     }
     head = run("git", "rev-parse", "--short", "HEAD").strip()
-    overrides = [text for param, value in settings.items() for text in ("-S", f"{param}={value}")]
+    overrides = [text for param, value in overridden.items() for text in ("-S", f"{param}={value}")]
     start = time.perf_counter()
-    run("dvc", "exp", "run", "--temp", "--name", name, *overrides)
+    run("dvc", "exp", "run", "--temp", "--name", name, *overrides, "evaluate")
     seconds = time.perf_counter() - start
     test, train = (
         dvc.api.metrics_show(f"metrics/{stage}.json", repo=str(PROJECT), rev=name) for stage in ("test", "train")
@@ -105,10 +106,26 @@ def summary(table: pd.DataFrame) -> str:
     return "\n".join([*lines, ""])
 
 
+def code() -> list[str]:
+    """Return the files of code that a row's scores depend on, as dvc.yaml says."""
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    deps = {dep for stage in STAGES for dep in stages[stage]["deps"]}
+    return sorted(dep for dep in deps if dep.startswith(("braintumor/", "stages/")))
+
+
+def settings(text: str) -> dict[str, dict]:
+    """Return the params that a row's scores depend on."""
+    params = yaml.safe_load(text)
+    return {section: params[section] for section in STAGES}
+
+
 def is_current(commit: str) -> bool:
-    """Whether nothing that a row depends on has changed since a commit."""
-    command = ["git", "diff", "--quiet", commit, "--", *RECIPE]
-    return subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode == 0
+    """Whether nothing that a row's scores depend on has changed since a commit."""
+    command = ["git", "diff", "--quiet", commit, "--", *code()]
+    if subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode:
+        return False
+    now = (PROJECT / "params.yaml").read_text(encoding="utf-8")
+    return settings(run("git", "show", f"{commit}:params.yaml")) == settings(now)
 
 
 def main() -> None:
@@ -119,10 +136,10 @@ def main() -> None:
     for number, row in enumerate(rows, start=1):
         if (table[KEY].astype(str) == [str(value) for value in row]).all(axis=1).any():
             continue
-        if run("git", "status", "--porcelain", "--", *RECIPE).strip():
+        if run("git", "status", "--porcelain", "--", "params.yaml", "dvc.yaml", *code()).strip():
             sys.exit("error: commit the code and the params first: each row of the table names its commit")
-        settings = ", ".join(f"{name} {value}" for name, value in zip(KEY, row, strict=True))
-        print(f"{number} of {len(rows)}: {settings}", flush=True)
+        named = ", ".join(f"{name} {value}" for name, value in zip(KEY, row, strict=True))
+        print(f"{number} of {len(rows)}: {named}", flush=True)
         result = pd.DataFrame([run_row(row)])
         table = pd.concat([table, result], ignore_index=True) if len(table) else result
         write_table(table, RESULTS)

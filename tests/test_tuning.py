@@ -72,3 +72,12 @@ def test_the_pages_have_the_places_that_the_scripts_fill():
     assert len(seeds.PLACE.findall(page)) == 1
     for protocol in ("grouped", "official"):
         assert page.count(f"<!-- {protocol} -->") == page.count(f"<!-- /{protocol} -->") == 1
+
+
+def test_a_row_of_the_seeds_table_depends_on_what_trains_and_splits_and_not_on_what_explains():
+    code = seeds.code()
+    assert {"stages/train.py", "braintumor/models.py", "braintumor/split.py", "braintumor/copies.py"} <= set(code)
+    assert not {"braintumor/scores.py", "stages/evaluate.py"} & set(code)
+    text = (PROJECT / "params.yaml").read_text()
+    assert seeds.settings(text) == seeds.settings(text.replace("evaluate:", "evaluate:\n  new: 1"))
+    assert seeds.settings(text) != seeds.settings(text.replace("epochs: 40", "epochs: 41"))
