@@ -40,6 +40,7 @@ def prepare(folder: Path, overrides: dict[str, dict]) -> None:
         subprocess.run([*DVC, "init", "--quiet", "--no-scm"], cwd=folder, check=True)
         shutil.copy(PROJECT / ".dvc" / "config", folder / ".dvc" / "config")
         subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=folder, check=True)
+    shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
 
 
 def main() -> None:
