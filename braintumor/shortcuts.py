@@ -111,7 +111,7 @@ def predict_shortcuts(
     }
     predicted = {"majority": np.full(len(tested), names[counts.argmax()], object)}
     for name, values in features.items():
-        forest = RandomForestClassifier(200, min_samples_leaf=2, n_jobs=workers, random_state=seed)
+        forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=workers, random_state=seed)
         predicted[name] = forest.fit(values[trained], labels).predict(values[tested])
     return predicted
 
