@@ -38,7 +38,7 @@ def test_a_resample_has_whole_groups_as_many_as_there_are():
     assert (resamples.counts.sum(1) == 3).all()
     (weights,) = resamples.weights()
     for name in "abc":
-        assert (weights[:, groups == name].T == weights[:, groups == name][:, 0]).all()
+        assert (weights[:, groups == name][:, 0] == weights[:, groups == name].T).all()
     # Each of three groups is drawn once a resample on average, and left out with a chance of (2/3)^3.
     assert weights.mean() == pytest.approx(1, abs=0.1)
     assert (weights[:, 3] == 0).mean() == pytest.approx(8 / 27, abs=0.06)
