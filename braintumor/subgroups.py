@@ -13,7 +13,7 @@ def score_subgroups(manifest: pd.DataFrame, right: np.ndarray, smallest: int) ->
 
     Parameters
     ----------
-    manifest : DataFrame with columns width, height, mode and mean
+    manifest : DataFrame with columns class, width, height, mode and mean
         Of the test images only.
     right : ndarray of shape (len(manifest),), bool
     smallest : int
@@ -22,14 +22,17 @@ def score_subgroups(manifest: pd.DataFrame, right: np.ndarray, smallest: int) ->
     Returns
     -------
     DataFrame with columns subgroup, value, images, accuracy, low, high and too_small
-        ``size`` is the most frequent size or another, ``intensity`` the quartile of the mean grey value among the
+        ``size`` is the most frequent size or another, and ``class and size`` says whether it is the class or the
+        size that an accuracy comes from; ``intensity`` is the quartile of the mean grey value among the
         test images.
     """
     sizes = manifest["width"].astype(str) + " x " + manifest["height"].astype(str)
     usual = sizes.mode()[0]
     ranks = manifest["mean"].rank(method="average", pct=True)
+    size = np.where(sizes == usual, usual, f"not {usual}")
     properties = {
-        "size": np.where(sizes == usual, usual, f"not {usual}"),
+        "size": size,
+        "class and size": manifest["class"] + ", " + size,
         "shape": np.where(manifest["width"] == manifest["height"], "square", "not square"),
         "mode": manifest["mode"],
         "intensity": np.ceil(ranks * 4).astype(int).map(QUARTILES.get),

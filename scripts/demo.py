@@ -64,6 +64,7 @@ Tested on the {test["images"]} images of the new test set:
   {right:.1f}% right, 95% interval {low:.1f} to {high:.1f}
 Open these pictures:
   {folder / "plots/confusion.png"}  what was taken for what
+  {folder / "plots/evaluation.png"}  accuracy on subsets, baselines without anatomy, calibration
   {folder / "plots/audit/copies.png"}  the copies side by side
   {folder / "plots/data.png"}  classes and sizes
   {folder / "plots/audit"}  a folder: samples of each class, contradictory labels

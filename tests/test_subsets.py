@@ -92,6 +92,7 @@ def test_small_probabilities_survive_and_the_columns_are_in_place(split):
 def test_subgroups_are_scored_apart_and_small_ones_marked():
     manifest = pd.DataFrame(
         {
+            "class": list("aaaabbba"),
             "width": [512, 512, 512, 512, 300, 300, 200, 512],
             "height": [512, 512, 512, 512, 300, 400, 300, 512],
             "mode": ["L", "L", "RGB", "RGB", "RGB", "RGB", "RGB", "NA"],
@@ -105,6 +106,8 @@ def test_subgroups_are_scored_apart_and_small_ones_marked():
     assert counts == {
         ("size", "512 x 512"): (5, 4),
         ("size", "not 512 x 512"): (3, 1),
+        ("class and size", "a, 512 x 512"): (5, 4),
+        ("class and size", "b, not 512 x 512"): (3, 1),
         ("shape", "square"): (6, 5),
         ("shape", "not square"): (2, 0),
         ("mode", "L"): (2, 2),
