@@ -175,11 +175,19 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    """Params of the stage evaluate."""
+    """Params of the stages calibrate and evaluate."""
 
     batch_size: Count
     device: Device
     threads: Count
+    resamples: Annotated[int, Field(ge=100)]
+    seed: Seed
+    bins: Annotated[int, Field(ge=2)]
+    negative: str | None
+    border: Annotated[Number, Field(gt=0, lt=0.5)]
+    flips: bool
+    scales: list[Annotated[Number, Field(ge=0.25, le=4)]]
+    smallest_subgroup: Count
 
 
 class Params(Section):

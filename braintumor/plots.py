@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix
 
@@ -106,3 +107,69 @@ def confusion(actual: pd.Series, predicted: pd.Series) -> Figure:
         text = f"{count}\n{100 * shares[row, column]:.1f}%"
         axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     return figure
+
+
+def evaluation(
+    subsets: pd.DataFrame, baselines: pd.DataFrame, reliability: pd.DataFrame, risk: pd.DataFrame
+) -> Figure:
+    """Draw accuracy on subsets and of baselines, reliability, and risk against coverage.
+
+    Parameters
+    ----------
+    subsets : DataFrame with columns subset, units, accuracy, low and high
+    baselines : DataFrame with columns baseline, accuracy, low and high
+    reliability : DataFrame with columns calibration, confidence, accuracy, low and high
+    risk : DataFrame with columns coverage and risk
+    """
+    figure = Figure(figsize=(9.5, 7.5), layout="constrained")
+    (left, right), (diagonal, curve) = figure.subplots(2, 2)
+    scored = subsets.dropna(subset="accuracy")
+    labels = scored["subset"].str.replace("_", " ") + " (" + scored["units"].astype(str) + ")"
+    _intervals(left, labels, scored, "Accuracy on subsets of the test set")
+    _intervals(
+        right,
+        baselines["baseline"].str.replace("_", " "),
+        baselines,
+        "Accuracy of the baselines and of the network",
+    )
+    right.set_xlim(0, 1)
+    colours = dict(zip(("before", "after"), COLOURS.values(), strict=True))
+    diagonal.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    for (when, colour), marker in zip(colours.items(), MARKERS.values(), strict=True):
+        part = reliability[reliability["calibration"] == when]
+        _errorbars(diagonal, part["confidence"], part, colour, marker, f"{when} calibration")
+    diagonal.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title="Reliability")
+    diagonal.legend(frameon=False, loc="upper left")
+    curve.plot(risk["coverage"], risk["risk"], color=COLOURS[TRAINING])
+    curve.set(xlabel="coverage: share of images that are answered", ylabel="risk: share of these that are wrong")
+    curve.set(xlim=(0, 1), ylim=(0, None), title="Risk against coverage, the most certain first")
+    return figure
+
+
+def _intervals(axis: Axes, labels: pd.Series, table: pd.DataFrame, title: str) -> None:
+    """Draw accuracies as points with their intervals, one row each, the first on top."""
+    rows = np.arange(len(table))
+    sides = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    axis.errorbar(
+        table["accuracy"], rows, xerr=np.clip(sides, 0, None), fmt="o", color=COLOURS[TRAINING], capsize=3
+    )
+    for row, value in zip(rows, table["accuracy"], strict=True):
+        axis.annotate(
+            f"{100 * value:.1f}%", (value, row), (0, 5), textcoords="offset points", ha="center", fontsize=7
+        )
+    axis.set(yticks=rows, yticklabels=labels, ylim=(len(table) - 0.4, -0.7), xlabel="accuracy", title=title)
+    axis.grid(axis="x", linewidth=0.4)
+
+
+def _errorbars(axis: Axes, x: pd.Series, table: pd.DataFrame, colour: str, marker: str, label: str) -> None:
+    sides = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    axis.errorbar(
+        x,
+        table["accuracy"],
+        np.clip(sides, 0, None),
+        fmt=marker,
+        color=colour,
+        capsize=2,
+        linewidth=1,
+        label=label,
+    )

@@ -47,6 +47,7 @@ def prepare(folder: Path, overrides: dict[str, dict]) -> None:
         subprocess.run([*DVC, "init", "--quiet", "--no-scm"], cwd=folder, check=True)
         shutil.copy(PROJECT / ".dvc" / "config", folder / ".dvc" / "config")
         subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=folder, check=True)
+    shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
 
 
 def main() -> None:
@@ -70,6 +71,7 @@ Tested on the {test["images"]} images of the new test set:
   {right:.1f}% right, 95% interval {low:.1f} to {high:.1f}
 Open these pictures:
   {folder / "plots/confusion.png"}  what was taken for what
+  {folder / "plots/evaluation.png"}  accuracy on subsets, baselines without anatomy, calibration
   {folder / "plots/audit/copies.png"}  the copies side by side
   {folder / "plots/data.png"}  classes and sizes
   {folder / "plots/audit"}  a folder: samples of each class, contradictory labels

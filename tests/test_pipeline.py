@@ -15,7 +15,7 @@ from PIL import Image
 from braintumor.tables import read_table
 from tests.conftest import PROJECT
 
-STAGES = ["download", "audit", "preprocess", "split", "lr_range", "train", "evaluate"]
+STAGES = ["download", "audit", "preprocess", "split", "lr_range", "train", "calibrate", "evaluate"]
 DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 
@@ -43,6 +43,8 @@ def test_the_tables_and_arrays_belong_together(finished):
     assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     best = probabilities.idxmax(axis=1).str.removeprefix("probability_")
     assert best.tolist() == predictions["prediction"].tolist()
+    calibrated = predictions.filter(like="calibrated_")
+    assert calibrated.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     truth = predictions["path"].str.split("/").str[1]
     assert truth.tolist() == predictions["class"].tolist()
 
@@ -70,10 +72,58 @@ def test_the_metrics_agree_with_the_predictions(finished):
     confusion = pd.read_csv(finished.folder / "plots/confusion.csv")
     assert confusion["actual"].tolist() == predictions["class"].tolist()
     assert confusion["predicted"].tolist() == predictions["prediction"].tolist()
-    for name in ("data", "train", "test"):
+    for name in ("data", "train", "test", "calibration", "baselines"):
         assert all(
             isinstance(value, int | float) for value in read_json(finished, f"metrics/{name}.json").values()
         )
+
+
+def test_the_tables_of_the_evaluation_agree_with_the_metrics(finished):
+    plots = finished.folder / "plots"
+    test, baselines, calibration = (
+        read_json(finished, f"metrics/{name}.json") for name in ("test", "baselines", "calibration")
+    )
+    subsets = pd.read_csv(plots / "subsets.csv", index_col="subset")
+    for name in ("distinct", "copy_free", "patient_free", "patients", "patients_together"):
+        assert subsets.loc[name, "accuracy"] == test[f"accuracy_{name}"], name
+        assert subsets.loc[name, "low"] == test[f"accuracy_{name}_low"], name
+    assert subsets.loc["copied", "units"] == test["images_copied"] == 0
+    table = pd.read_csv(plots / "baselines.csv", index_col="baseline")
+    assert table.index.tolist() == ["majority", "size", "intensity", "border", "network_border", "network"]
+    assert table.loc["network", "accuracy"] == baselines["accuracy_network"] == test["accuracy"]
+    classes = pd.read_csv(plots / "class_scores.csv", index_col="class")
+    assert classes.loc["glioma", "sensitivity_high"] == test["sensitivity_glioma_high"]
+    assert classes["images"].sum() == test["images"]
+    temperature = read_json(finished, "models/calibration.json")["temperature"]
+    assert calibration["temperature"] == temperature
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    cooled = predictions.filter(like="probability_").to_numpy() ** (1 / temperature)
+    cooled /= cooled.sum(axis=1, keepdims=True)
+    assert predictions.filter(like="calibrated_").to_numpy() == pytest.approx(cooled, rel=1e-3)
+    missed = read_table(finished.folder / "data/missed_tumours.csv")
+    assert len(missed) == test["tumours_missed"] == round(test["tumours"] * (1 - test["tumour_sensitivity"]))
+    subgroups = pd.read_csv(plots / "subgroups.csv")
+    assert (subgroups.groupby("subgroup")["images"].sum() == test["images"]).all()
+    assert (subgroups["too_small"] == subgroups["low"].isna()).all()
+    images = pd.read_csv(plots / "reliability.csv").groupby("calibration")["images"].sum()
+    assert images.tolist() == [test["images"]] * 2
+
+
+def test_the_temperature_comes_from_the_validation_rows(finished, checkout):
+    """Other labels of test images leave it as it is, other ones of validation images do not."""
+    split = read_table(checkout.folder / "data/split.csv")
+    command = DVC["stages"]["calibrate"]["cmd"].replace("data/split.csv", "other.csv")
+    command = command.replace("models/calibration.json", "other.json")
+
+    def temperature(subset):
+        classes = split["class"].where(split["subset"] != subset, split["class"].iloc[::-1].to_numpy())
+        split.assign(**{"class": classes}).to_csv(checkout.folder / "other.csv", index=False)
+        checkout.run(command)
+        return read_json(checkout, "other.json")["temperature"]
+
+    known = read_json(finished, "models/calibration.json")["temperature"]
+    assert temperature("test") == known
+    assert temperature("validation") != known
 
 
 def test_the_curves_have_a_line_per_epoch(finished):
@@ -101,10 +151,10 @@ def test_the_model_on_disk_says_all_that_is_needed_to_use_it(finished):
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ("-S train.dropout=0.5", ["lr_range", "train", "evaluate"]),
-        ("-S split.fold=1", ["split", "lr_range", "train", "evaluate"]),
-        ("-S evaluate.batch_size=7", ["evaluate"]),
-        ("-S preprocess.fit=letterbox", ["preprocess", "lr_range", "train", "evaluate"]),
+        ("-S train.dropout=0.5", ["lr_range", "train", "calibrate", "evaluate"]),
+        ("-S split.fold=1", ["split", "lr_range", "train", "calibrate", "evaluate"]),
+        ("-S evaluate.batch_size=7", ["calibrate", "evaluate"]),
+        ("-S preprocess.fit=letterbox", ["preprocess", "lr_range", "train", "calibrate", "evaluate"]),
     ],
 )
 def test_a_param_runs_the_stages_that_it_bears_on(checkout, changes, stages):
@@ -153,13 +203,22 @@ def test_a_push_and_a_pull_leave_nothing_to_do(finished, tmp_path):
 def test_every_plot_is_drawn_once(checkout):
     drawn = json.loads(checkout.run("dvc plots show --json"))["data"]
     files = ["classes.csv", "sizes.csv", "data.png", "lr_range.csv", "curves.csv", "confusion.csv"]
-    files.append("confusion.png")
+    files += [
+        "confusion.png",
+        "evaluation.png",
+        "subsets.csv",
+        "class_scores.csv",
+        "subgroups.csv",
+        "baselines.csv",
+    ]
+    files += ["reliability.csv", "risk_coverage.csv", "roc.csv", "pr.csv"]
     assert sorted(drawn) == sorted(
         ["Loss", "Accuracy", "Macro precision", "Macro recall", *(f"plots/{name}" for name in files)]
     )
     page = checkout.run("dvc plots show --out drawn && cat drawn/index.html")
     titles = ["Images per class and folder", "Widths and heights", "Learning rate", "Learning-rate range test"]
-    for title in [*titles, "Confusion matrix"]:
+    titles += ["Confusion matrix", "Reliability", "ROC, one class against the rest", "Accuracy on subsets"]
+    for title in titles:
         assert title in page
 
 
@@ -199,7 +258,8 @@ def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(
     assert split["subset"][split["patient"] == "rex"].nunique() <= 1
     assert read_json(checkout, "models/model.json")["classes"] == ["cats", "dogs"]
     test = read_json(checkout, "metrics/test.json")
-    assert "sensitivity_dogs" in test
+    assert "sensitivity_dogs" in test and "tumour_sensitivity" not in test  # none of them is no tumour
+    assert (checkout.folder / "data/missed_tumours.csv").read_text() == "path,class,prediction,patient\n"
     assert test["images"] == (24 if protocol == "copy_free" else 8)
 
 

@@ -45,6 +45,31 @@ def test_the_confusion_matrix_shows_counts_and_shares():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
+def test_the_evaluation_shows_every_subset_that_has_images_and_every_baseline():
+    row = {"accuracy": 0.9, "low": 0.8, "high": 0.95}
+    subsets = pd.DataFrame(
+        [
+            {"subset": "all", "units": 40} | row,
+            {"subset": "copy_free", "units": 0},
+            {"subset": "patients", "units": 7} | row,
+        ]
+    )
+    baselines = pd.DataFrame(
+        [{"baseline": "size"} | row, {"baseline": "network", "accuracy": 1, "low": 0.9, "high": 1}]
+    )
+    reliability = pd.DataFrame([{"calibration": when, "confidence": 0.7} | row for when in ("before", "after")])
+    risk = pd.DataFrame({"coverage": [0.5, 1], "risk": [0, 0.1]})
+    figure = plots.evaluation(subsets, baselines, reliability, risk)
+    first, second, third, fourth = figure.axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["all (40)", "patients (7)"]
+    assert [text.get_text() for text in second.texts] == ["90.0%", "100.0%"]
+    assert [text.get_text() for text in third.get_legend().get_texts()] == [
+        "before calibration",
+        "after calibration",
+    ]
+    assert fourth.lines[0].get_ydata().tolist() == [0, 0.1]
+
+
 def test_sheets_show_samples_copies_and_contradictions(manifest, tmp_path):
     sheets = dict(audit_sheets(manifest, tmp_path))
     assert list(sheets) == ["samples_a", "samples_b", "copies", "contradictions"]
