@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import torch
 
+from braintumor.deployed import Inference
 from braintumor.files import replacing_file
-from braintumor.inference import Inference
 from braintumor.predictor import INPUT, OUTPUTS
 
 

@@ -11,8 +11,8 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
+from braintumor.deployed import Novelty
 from braintumor.images import load_squares
-from braintumor.inference import Novelty
 from braintumor.phantom import make_phantom
 from braintumor.tables import list_images
 
@@ -28,7 +28,7 @@ def fit_novelty(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, 
     Parameters
     ----------
     features : ndarray of shape (n, d)
-        Of training images, from `braintumor.inference.Describer`.
+        Of training images, from `braintumor.deployed.Describer`.
     labels : ndarray of shape (n,), int
         Their classes, from 0.
     held_out : ndarray of shape (m, d)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import braintumor
 from braintumor.errors import UserError
@@ -179,31 +180,23 @@ def as_text(answers: list[Answer], classes: tuple[str, ...]) -> str:
 
 
 def save_overlays(answers: list[Answer], model: Path, folder: Path) -> None:
-    """Write what speaks for each class as a PNG: the square, and beside it the square under its Grad-CAM.
+    """Write what speaks for the class of each picture, see `braintumor.overlay`, as a PNG.
 
     An image unlike the training images has no class, so it has none.
     """
-    import torch
-    from matplotlib import colormaps
-    from PIL import Image
-
-    from braintumor.saliency import gradcam
+    from braintumor.overlay import draw_overlays  # here, since only this needs torch whatever the model is
     from braintumor.weights import load_model
 
-    network, described = load_model(model / "model.safetensors", model / "model.json")
     known = [one for one in answers if one.prediction.label is not None]
-    for start in range(0, len(known), BATCH):
-        part = known[start : start + BATCH]
-        images = torch.from_numpy(np.stack([one.square for one in part]))[:, None] / 255
-        targets = torch.tensor([described.classes.index(one.prediction.label) for one in part])
-        maps = gradcam(network, (images - described.mean) / max(described.deviation, 1e-6), targets)
-        for one, heat in zip(part, maps, strict=True):
-            grey = np.repeat(one.square[:, :, None], 3, 2)
-            share = 0.6 * heat[:, :, None]
-            shown = np.rint((1 - share) * grey + share * 255 * colormaps["inferno"](heat)[:, :, :3])
-            name = one.image.strip("/").replace("/", "_") + (f"_{one.slice:03}" if one.slice else "")
-            with replacing_file(folder / f"{name}.png") as beside:
-                Image.fromarray(np.hstack([grey, shown.astype(np.uint8)])).save(beside)
+    if not known:
+        return
+    squares = np.stack([one.square for one in known])
+    labels = [one.prediction.label for one in known]
+    network = load_model(model / "model.safetensors", model / "model.json")
+    for one, picture in zip(known, draw_overlays(*network, squares, labels), strict=True):
+        name = one.image.strip("/").replace("/", "_") + (f"_{one.slice:03}" if one.slice else "")
+        with replacing_file(folder / f"{name}.png") as beside:
+            Image.fromarray(picture).save(beside)
 
 
 def parse_slices(text: str) -> int | None:

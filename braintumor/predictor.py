@@ -1,6 +1,6 @@
 """A trained model as it is used: a picture in, calibrated probabilities out, or that it is like none in training.
 
-Nothing here needs torch; `braintumor.inference` runs a model with it.
+Nothing here needs torch; `braintumor.deployed` runs a model with it.
 """
 
 import json
@@ -129,7 +129,7 @@ def load_predictor(model: Path) -> Predictor:
     if model.suffix == ".onnx":
         return load_onnx(model)
     try:
-        from braintumor.inference import load_inference  # here, since an .onnx file works without torch
+        from braintumor.deployed import load_inference  # here, since an .onnx file works without torch
     except ModuleNotFoundError as error:
         raise UserError(f"{model}: needs {error.name}, which is not installed; give an .onnx file") from None
     return load_inference(model)
