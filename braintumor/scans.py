@@ -63,10 +63,10 @@ def read_slices(path: Path, count: int | None, at_least: int | None = None) -> l
     OSError
         If it cannot be opened.
     """
-    name = path.name.lower()
+    name, marked = path.name.lower(), _has_dicom_mark(path)
     if name.endswith(NIFTI_SUFFIXES):
         read = _read_nifti
-    elif name.endswith(DICOM_SUFFIXES) or _has_dicom_mark(path):
+    elif name.endswith(DICOM_SUFFIXES) or marked:
         read = _read_dicom
     else:
         return [Slice(None, read_image(path, at_least).grey)]
@@ -77,8 +77,6 @@ def read_slices(path: Path, count: int | None, at_least: int | None = None) -> l
         raise
     # Readers of many formats raise many errors for bad bytes.
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
         raise UnreadableImageError(" ".join((str(error) or type(error).__name__).split())) from error
 
 
