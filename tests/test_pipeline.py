@@ -15,7 +15,7 @@ from PIL import Image
 from braintumor.tables import read_table
 from tests.conftest import PROJECT
 
-STAGES = ["download", "audit", "preprocess", "split", "lr_range", "train", "evaluate"]
+STAGES = ["download", "audit", "preprocess", "split", "lr_range", "train", "evaluate", "export"]
 DVC = yaml.safe_load((PROJECT / "dvc.yaml").read_text())
 
 
@@ -70,7 +70,7 @@ def test_the_metrics_agree_with_the_predictions(finished):
     confusion = pd.read_csv(finished.folder / "plots/confusion.csv")
     assert confusion["actual"].tolist() == predictions["class"].tolist()
     assert confusion["predicted"].tolist() == predictions["prediction"].tolist()
-    for name in ("data", "train", "test"):
+    for name in ("data", "train", "test", "export"):
         assert all(
             isinstance(value, int | float) for value in read_json(finished, f"metrics/{name}.json").values()
         )
@@ -101,10 +101,11 @@ def test_the_model_on_disk_says_all_that_is_needed_to_use_it(finished):
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ("-S train.dropout=0.5", ["lr_range", "train", "evaluate"]),
-        ("-S split.fold=1", ["split", "lr_range", "train", "evaluate"]),
+        ("-S train.dropout=0.5", ["lr_range", "train", "evaluate", "export"]),
+        ("-S split.fold=1", ["split", "lr_range", "train", "evaluate", "export"]),
         ("-S evaluate.batch_size=7", ["evaluate"]),
-        ("-S preprocess.fit=letterbox", ["preprocess", "lr_range", "train", "evaluate"]),
+        ("-S export.flagged=0.1", ["export"]),
+        ("-S preprocess.fit=letterbox", ["preprocess", "lr_range", "train", "evaluate", "export"]),
     ],
 )
 def test_a_param_runs_the_stages_that_it_bears_on(checkout, changes, stages):
