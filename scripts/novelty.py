@@ -117,7 +117,7 @@ def comparison(sets: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndar
 
 def fill(page: str, name: str, table: str) -> str:
     """Put a table into its place in a page."""
-    return re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)", lambda _: table, page)
+    return re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", lambda _: f"{table}\n", page)
 
 
 def main() -> None:
