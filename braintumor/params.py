@@ -190,6 +190,16 @@ class Evaluate(Section):
     smallest_subgroup: Count
 
 
+class Export(Section):
+    """Params of the stage export."""
+
+    flagged: Annotated[Number, Field(gt=0, lt=1)]
+    phantom_patients: Annotated[int, Field(ge=8)]
+    batch_size: Count
+    threads: Count
+    seed: Seed
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -200,6 +210,7 @@ class Params(Section):
     lr_range: LrRange
     train: Train
     evaluate: Evaluate
+    export: Export
 
 
 T = TypeVar("T")

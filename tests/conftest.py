@@ -23,6 +23,7 @@ TINY = {
         "threads": 1,
     },
     "evaluate": {"device": "cpu", "threads": 1},
+    "export": {"phantom_patients": 8, "threads": 1},
 }
 
 

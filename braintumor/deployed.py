@@ -1,0 +1,166 @@
+"""The trained network as it is used: grey values in, logits and novelty out, in torch."""
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812, the usual name
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from braintumor.errors import UserError
+from braintumor.files import replacing_file
+from braintumor.predictor import Predictor
+from braintumor.weights import load_model
+
+BLOCKS = 8  # block means along each side
+
+
+class Passing(nn.Module):
+    """A last layer that gives its input behind its output."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features of shape (n, d, ...) to (n, outputs + d, ...)."""
+        return torch.cat([self.layer(features), features], dim=1)
+
+
+class Describer(nn.Module):
+    """A trained network with its normalisation inside, which also says what it has seen.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any network of `braintumor.models`; copied.
+    mean, deviation : float
+        Normalisation, on a scale of 0 to 1.
+    classes : int
+    """
+
+    def __init__(self, model: nn.Module, mean: float, deviation: float, classes: int) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(model)
+        self.mean, self.deviation, self.classes = mean, max(deviation, 1e-6), classes
+        layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        self.network.set_submodule(layers[-1], Passing(self.network.get_submodule(layers[-1])))
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images of shape (n, 1, size, size), 0 to 255, to logits (n, classes) and features (n, d).
+
+        The features are what the last layer is given, and the image's own means in 8 x 8 blocks: the network alone
+        has no eyes for what its classes do not differ in.
+        """
+        grey = images.float()
+        both = self.network((grey - 255 * self.mean) / (255 * self.deviation))
+        blocks = F.avg_pool2d(grey / 255, grey.shape[-1] // BLOCKS).flatten(1)
+        return both[:, : self.classes], torch.cat([both[:, self.classes :], blocks], dim=1)
+
+
+class Novelty(nn.Module):
+    """Distance from the nearest class's training images, as a share of the limit (`braintumor.novelty` fits it).
+
+    Parameters
+    ----------
+    centre : Tensor of shape (d,)
+    projection : Tensor of shape (d, q)
+        To a space in which distances are Mahalanobis distances.
+    means : Tensor of shape (classes, q)
+        Of each class, in that space.
+    limit : Tensor of shape ()
+        The distance that counts 1.
+    """
+
+    def __init__(self, centre: Tensor, projection: Tensor, means: Tensor, limit: Tensor) -> None:
+        super().__init__()
+        for name, value in {"centre": centre, "projection": projection, "means": means, "limit": limit}.items():
+            self.register_buffer(name, value)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features of shape (n, d) to novelty (n,), 0 or more; over 1 is unlike the training images."""
+        differences = ((features - self.centre) @ self.projection)[:, None] - self.means
+        return differences.square().sum(2).amin(1).sqrt() / self.limit
+
+
+class Inference(nn.Module):
+    """All that is exported: from grey values of 0 to 255 to logits and novelty."""
+
+    def __init__(self, describer: Describer, novelty: Novelty) -> None:
+        super().__init__()
+        self.describer, self.novelty = describer, novelty
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images of shape (n, 1, size, size), 0 to 255, to logits (n, classes) and novelty (n,)."""
+        logits, features = self.describer(images)
+        return logits, self.novelty(features)
+
+
+def run_batches(module: nn.Module, squares: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Run a module with two outputs over grey squares, on the CPU.
+
+    Parameters
+    ----------
+    module : nn.Module
+        `Describer` or `Inference`.
+    squares : ndarray of shape (n, size, size), uint8
+        May be memory-mapped.
+    batch_size : int
+    """
+    with torch.inference_mode():
+        parts = [
+            module(torch.tensor(squares[start : start + batch_size])[:, None])
+            for start in range(0, len(squares), batch_size)
+        ]
+    first, second = zip(*parts, strict=True)
+    return torch.cat(first).numpy(), torch.cat(second).numpy()
+
+
+def save_novelty(novelty: Novelty, file: Path) -> None:
+    """Write what `load_inference` reads, as safetensors."""
+    with replacing_file(file) as beside:
+        save_file({name: value.contiguous() for name, value in novelty.state_dict().items()}, beside)
+
+
+def load_inference(folder: Path) -> Predictor:
+    """Load a model from the pipeline's folder, to run in torch on the CPU.
+
+    Raises
+    ------
+    UserError
+        If one of its files is missing or damaged.
+    """
+    model, described = load_model(folder / "model.safetensors", folder / "model.json")
+    temperature = load_temperature(folder / "calibration.json")
+    file = folder / "novelty.safetensors"
+    try:
+        novelty = Novelty(**load_file(file))
+    except (OSError, TypeError, SafetensorError) as error:
+        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}): run dvc repro export") from None
+    describer = Describer(model, described.mean, described.deviation, len(described.classes))
+    module = Inference(describer, novelty)
+    return Predictor(
+        described.classes, described.preprocess, temperature, lambda squares: run_batches(module, squares, 64)
+    )
+
+
+def load_temperature(file: Path) -> float:
+    """Read the temperature that the stage calibrate fitted.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or has no temperature over 0.
+    """
+    try:
+        temperature = float(json.loads(file.read_text(encoding="utf-8"))["temperature"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: has no temperature ({error!r}): run dvc repro calibrate") from None
+    if not temperature > 0:
+        raise UserError(f"{file}: a temperature of {temperature:g} is not over 0: run dvc repro calibrate")
+    return temperature

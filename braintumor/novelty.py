@@ -1,0 +1,122 @@
+"""Telling images that are unlike the training images: fitting the distance, and images to measure it on."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.linalg import cholesky
+from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from braintumor.deployed import Novelty
+from braintumor.images import load_squares
+from braintumor.phantom import make_phantom
+from braintumor.tables import list_images
+
+COMPONENTS = 256  # of wider features only their principal components count
+
+
+def fit_novelty(features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, flagged: float) -> Novelty:
+    """Fit the Mahalanobis distance from the nearest class (Lee et al. 2018, arXiv:1807.03888).
+
+    The features are standardised first; the classes share one covariance, shrunk as Ledoit and Wolf (2004) say,
+    so that it can be inverted with fewer images than features.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Of training images, from `braintumor.deployed.Describer`.
+    labels : ndarray of shape (n,), int
+        Their classes, from 0.
+    held_out : ndarray of shape (m, d)
+        Features of validation images.
+    flagged : float
+        Share of the validation images that the limit lets be flagged, 0 to 1.
+    """
+    scaler = StandardScaler().fit(features)
+    basis = np.diag(1 / scaler.scale_)
+    if features.shape[1] > COMPONENTS:
+        count = min(COMPONENTS, len(features) - 1)
+        pca = PCA(count, svd_solver="covariance_eigh").fit(scaler.transform(features))
+        basis = basis @ pca.components_.T
+    projected = (features - scaler.mean_) @ basis
+    means = np.stack([projected[labels == label].mean(0) for label in range(labels.max() + 1)])
+    precision = LedoitWolf(assume_centered=True).fit(projected - means[labels]).precision_
+    whitening = cholesky(precision, lower=True)
+    parts = scaler.mean_, basis @ whitening, means @ whitening, np.array(1.0)
+    novelty = Novelty(*(torch.tensor(part, dtype=torch.float32) for part in parts))
+    novelty.limit.fill_(np.quantile(novelty(torch.tensor(held_out)).numpy(), 1 - flagged))
+    return novelty
+
+
+def shuffled_blocks(squares: np.ndarray, seed: int, blocks: int = 4) -> np.ndarray:
+    """Cut images into blocks and put them together in random order: the same parts, but no head.
+
+    Parameters
+    ----------
+    squares : ndarray of shape (n, size, size), uint8
+    seed : int
+    blocks : int
+        Along each side; what does not fill one stays where it is.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = squares.copy()
+    side = squares.shape[1] // blocks
+    for image, result in zip(squares, shuffled, strict=True):
+        for place, source in enumerate(rng.permutation(blocks**2)):
+            (top, left), (y, x) = (np.array(divmod(cell, blocks)) * side for cell in (place, source))
+            result[top : top + side, left : left + side] = image[y : y + side, x : x + side]
+    return shuffled
+
+
+def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -> np.ndarray:
+    """Draw noise: half of the images uniform, half normal with the training images' mean and deviation (0 to 1).
+
+    Returns
+    -------
+    ndarray of shape (n, size, size), uint8
+    """
+    rng = np.random.default_rng(seed)
+    uniform = rng.random((n // 2, size, size))
+    normal = rng.normal(mean, deviation, (n - n // 2, size, size))
+    return np.rint(np.concatenate([uniform, normal]).clip(0, 1) * 255).astype(np.uint8)
+
+
+def phantom_squares(patients: int, size: int, crop: bool, letterbox: bool, seed: int) -> np.ndarray:
+    """Draw made-up heads and preprocess them as given; see `braintumor.phantom` and `braintumor.images`.
+
+    Returns
+    -------
+    ndarray of shape (n, size, size), uint8
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        raw, target = Path(folder) / "raw", Path(folder) / "images.npy"
+        make_phantom(raw, patients, seed)
+        load_squares([raw / path for path in list_images(raw)], target, size, crop, letterbox, workers=1)
+        return np.load(target)
+
+
+def score_novelty(known: np.ndarray, new: dict[str, np.ndarray]) -> dict[str, float]:
+    """Say how well novelty tells other images from test images, as flat metrics.
+
+    Parameters
+    ----------
+    known : ndarray of shape (n,)
+        Novelty of the test images.
+    new : dict of str to ndarray
+        Novelty of other images, by their kind.
+
+    Returns
+    -------
+    dict
+        For each kind the area under the ROC curve against the test images, and the share that is flagged.
+    """
+    scores = {"novelty_flagged_test": np.mean(known > 1)}
+    for kind, values in new.items():
+        labels = np.repeat([0, 1], [len(known), len(values)])
+        scores[f"novelty_auroc_{kind}"] = roc_auc_score(labels, np.concatenate([known, values]))
+        scores[f"novelty_flagged_{kind}"] = np.mean(values > 1)
+    return {name: round(float(value), 4) for name, value in scores.items()}

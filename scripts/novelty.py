@@ -1,0 +1,159 @@
+"""Compare ways to tell images unlike the training images, and time the model; writes both into docs/using.md.
+
+Needs the real dataset and a finished `dvc repro`; nothing else should run on the machine. The photographs are
+those that scikit-image ships, each whole and as four random cuts.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import skimage
+import torch
+from PIL import Image
+from scipy.special import softmax
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+import braintumor
+from braintumor.deployed import BLOCKS, Describer, run_batches
+from braintumor.images import resize_square, to_grey
+from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks
+from braintumor.params import load_params
+from braintumor.predictor import Predictor
+from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
+from braintumor.weights import load_model
+from scripts.bench import processor
+from scripts.demo import PROJECT
+
+PAGE = PROJECT / "docs/using.md"
+# Not its drawn head, its chessboards and colour charts, nor what is smaller than our images.
+PHOTOGRAPHS = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png"),
+    *("coins.png", "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
+    *("motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png"),
+)
+
+
+def photographs(size: int, seed: int, cuts: int = 4) -> np.ndarray:
+    """Read scikit-image's photographs, each whole and as random square cuts, as grey squares."""
+    rng = np.random.default_rng(seed)
+    squares = []
+    for name in PHOTOGRAPHS:
+        grey = to_grey(Image.open(Path(skimage.__file__).parent / "data" / name))
+        squares.append(resize_square(grey, size))
+        for _ in range(cuts):
+            side = rng.integers(min(grey.shape) // 2, min(grey.shape) + 1)
+            top, left = (rng.integers(0, length - side + 1) for length in grey.shape)
+            squares.append(resize_square(np.ascontiguousarray(grey[top : top + side, left : left + side]), size))
+    return np.stack(squares)
+
+
+def distances(
+    logits: dict[str, np.ndarray], features: dict[str, np.ndarray], labels: np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
+    """Say how new each set's images are, by each method; more is newer."""
+    blocks = BLOCKS**2
+
+    def mahalanobis(part: slice) -> dict[str, np.ndarray]:
+        own = {name: values[:, part] for name, values in features.items()}
+        novelty = fit_novelty(own[TRAIN], labels, own[VALIDATION], 0.02)
+        return {name: novelty(torch.tensor(values)).numpy() for name, values in own.items()}
+
+    unit = {name: values[:, :-blocks] for name, values in features.items()}
+    unit = {name: values / np.linalg.norm(values, axis=1, keepdims=True) for name, values in unit.items()}
+    neighbours = NearestNeighbors(n_neighbors=10).fit(unit[TRAIN])
+    return {
+        "largest probability": {name: -softmax(values, 1).max(1) for name, values in logits.items()},
+        "10th nearest neighbour, network's features": {
+            name: neighbours.kneighbors(values)[0][:, -1] for name, values in unit.items()
+        },
+        "Mahalanobis, network's features": mahalanobis(slice(None, -blocks)),
+        "Mahalanobis, block means": mahalanobis(slice(-blocks, None)),
+        "**Mahalanobis, both**": mahalanobis(slice(None)),
+    }
+
+
+def milliseconds(call: Callable[[], object], times: int = 50) -> float:
+    """Return the median time of a call."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return 1000 * float(np.median(taken[times // 10 :]))
+
+
+def latencies(models: dict[str, Predictor], squares: np.ndarray) -> str:
+    """Write the table of times, on one thread."""
+    lines = ["| runs in | one image | each of 64 |", "|---|---|---|"]
+    for name, model in models.items():
+        one = milliseconds(lambda model=model: model.run(squares[:1]))
+        many = milliseconds(lambda model=model: model.run(squares[:64]), 10) / 64
+        lines.append(f"| {name} | {one:.1f} ms | {many:.1f} ms |")
+    return "\n".join([*lines, "", f"{date.today()}, one thread of {processor()}, {os.cpu_count()} cores."])
+
+
+def comparison(sets: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndarray]], flagged: float) -> str:
+    """Write the table of methods: the area under the ROC curve against the test images, and the share flagged."""
+    lines = [
+        f"| method | test | {' | '.join(f'{kind} ({len(squares)})' for kind, squares in sets.items())} |",
+        "|---" * (len(sets) + 2) + "|",
+    ]
+    for method, scores in methods.items():
+        limit = np.quantile(scores[VALIDATION], 1 - flagged)
+        cells = [f"{np.mean(scores[TEST] > limit):.1%}"]
+        for kind in sets:
+            labels = np.repeat([0, 1], [len(scores[TEST]), len(scores[kind])])
+            area = roc_auc_score(labels, np.concatenate([scores[TEST], scores[kind]]))
+            cells.append(f"{area:.3f}, {np.mean(scores[kind] > limit):.0%}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fill(page: str, name: str, table: str) -> str:
+    """Put a table into its place in a page."""
+    return re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", lambda _: f"{table}\n", page)
+
+
+def main() -> None:
+    params = load_params(PROJECT / "params.yaml").export
+    torch.set_num_threads(1)
+    folder = PROJECT / "models"
+    model, described = load_model(folder / "model.safetensors", folder / "model.json")
+    table = read_table(PROJECT / "data/split.csv")
+    array = read_images(PROJECT / "data/images.npy", table)
+    rows = {subset: np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION, TEST)}
+    known = {subset: array[own] for subset, own in rows.items()}
+    size, letterbox = array.shape[1], described.preprocess["fit"] == "letterbox"
+    new = {
+        "shuffled blocks": shuffled_blocks(known[TEST], params.seed),
+        "noise": noise_squares(200, size, described.mean, described.deviation, params.seed),
+        "photographs": photographs(size, params.seed),
+        "phantoms": phantom_squares(
+            params.phantom_patients, size, described.preprocess["crop"], letterbox, params.seed
+        ),
+    }
+    describer = Describer(model, described.mean, described.deviation, len(described.classes))
+    described_sets = {name: run_batches(describer, squares, 64) for name, squares in (known | new).items()}
+    logits, features = ({name: both[i] for name, both in described_sets.items()} for i in (0, 1))
+    labels = table["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
+    methods = distances(logits, features, labels)
+    models = {"torch": braintumor.load(folder), "onnxruntime": braintumor.load(folder / "model.onnx")}
+    tables = {
+        "novelty": comparison(new, methods, params.flagged),
+        "latency": latencies(models, known[TEST]),
+    }
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        page = fill(page, name, text)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from scipy.stats import mannwhitneyu
+from sklearn.covariance import LedoitWolf
+
+from braintumor.deployed import Describer
+from braintumor.models import Architecture
+from braintumor.novelty import (
+    fit_novelty,
+    noise_squares,
+    phantom_squares,
+    score_novelty,
+    shuffled_blocks,
+)
+
+
+def clouds(rng, n, d=6):
+    """Two classes of n points each, with scales that differ from feature to feature."""
+    labels = np.repeat([0, 1], n)
+    points = (rng.normal(size=(2 * n, d)) + 5 * labels[:, None]) * np.logspace(-2, 2, d)
+    return points.astype(np.float32), labels
+
+
+def test_novelty_is_the_mahalanobis_distance_from_the_nearest_class_as_a_share_of_the_limit():
+    rng = np.random.default_rng(0)
+    (points, labels), (held_out, _) = clouds(rng, 200), clouds(rng, 50)
+    novelty = fit_novelty(points, labels, held_out, 0.1)
+    deviations = points.std(0)
+    means = np.stack([points[labels == k].mean(0) for k in (0, 1)]) / deviations
+    inverse = LedoitWolf(assume_centered=True).fit(points / deviations - means[labels]).precision_
+    expected = cdist(held_out / deviations, means, "mahalanobis", VI=inverse).min(1)
+    values = novelty(torch.tensor(held_out)).numpy()
+    assert values == pytest.approx(expected / np.quantile(expected, 0.9), rel=1e-4)
+    assert (values > 1).sum() == 10  # of 100
+
+
+def test_more_features_than_images_and_constant_ones_are_no_hindrance():
+    rng = np.random.default_rng(0)
+    points, labels = clouds(rng, 20, 300)
+    points[:, 7] = 3
+    novelty = fit_novelty(points, labels, points, 0.5)
+    assert novelty.projection.shape == (300, 39)
+    near, far = points[:1], points[:1] + 50 * points.std(0)
+    assert novelty(torch.tensor(near)) < 2 < novelty(torch.tensor(far))
+
+
+def test_shuffled_blocks_are_the_same_blocks_elsewhere():
+    squares = np.random.default_rng(0).integers(0, 256, (2, 10, 10), np.uint8)
+    shuffled = shuffled_blocks(squares, seed=1)
+
+    def blocks(image):
+        return sorted(image[y : y + 2, x : x + 2].tobytes() for y in range(0, 8, 2) for x in range(0, 8, 2))
+
+    for before, after in zip(squares, shuffled, strict=True):
+        assert blocks(before) == blocks(after) and (before != after).any()
+        assert (before[8:] == after[8:]).all() and (before[:, 8:] == after[:, 8:]).all()
+    assert (shuffled_blocks(squares, seed=1) == shuffled).all()
+    assert (shuffled_blocks(squares, seed=2) != shuffled).any()
+
+
+def test_noise_is_uniform_and_normal():
+    squares = noise_squares(11, 64, 0.5, 0.1, seed=0)
+    assert squares.shape == (11, 64, 64) and squares.dtype == np.uint8
+    assert squares[:5].std() / 255 == pytest.approx(12**-0.5, abs=0.005)
+    assert squares[5:].mean() / 255 == pytest.approx(0.5, abs=0.005)
+    assert squares[5:].std() / 255 == pytest.approx(0.1, abs=0.005)
+
+
+def test_phantoms_are_preprocessed_like_the_rest():
+    assert phantom_squares(8, 24, crop=False, letterbox=False, seed=0).shape[1:] == (24, 24)
+
+
+def test_scores_are_areas_and_shares():
+    known, new = np.array([0.2, 0.9, 1.5, 0.4]), np.array([0.8, 3.0])
+    scores = score_novelty(known, {"noise": new})
+    assert scores == {
+        "novelty_flagged_test": 0.25,
+        # The area is the share of pairs in the right order, which Mann and Whitney count.
+        "novelty_auroc_noise": mannwhitneyu(new, known).statistic / 8,
+        "novelty_flagged_noise": 0.5,
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet", "cnn2", "torchvision/squeezenet1_1", "torchvision/vit_b_16"])
+def test_a_describer_gives_the_networks_logits_and_what_its_last_layer_was_given(name):
+    torch.manual_seed(0)
+    model = Architecture.named(name, None, None, 0.5, 64, 3).build().eval()
+    describer = Describer(model, 0.2, 0.3, 3)
+    squares = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        logits, features = describer(squares)
+        expected = model((squares / 255 - 0.2) / 0.3)
+    assert logits.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
+    means = squares.reshape(2, 8, 8, 8, 8).float().mean(dim=(2, 4)) / 255
+    assert features[:, -64:].numpy() == pytest.approx(means.reshape(2, 64).numpy(), abs=1e-6)
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)][-1]
+    if isinstance(last, torch.nn.Linear):
+        again = last(features[:, :-64])
+        assert again.detach().numpy() == pytest.approx(logits.numpy(), abs=1e-5)
+    else:
+        assert features.shape == (2, last.in_channels + 64)
