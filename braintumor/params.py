@@ -182,6 +182,22 @@ class Evaluate(Section):
     threads: Count
 
 
+class Explain(Section):
+    """Params of the stage explain."""
+
+    layer: Annotated[str, Field(min_length=1)]
+    samples: Count
+    boxes: str | None
+    border: Annotated[Number, Field(gt=0, lt=0.5)]
+    shuffles: Count
+    shuffled_images: Count
+    resamples: Count
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    batch_size: Count
+    device: Device
+    threads: Count
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -192,6 +208,7 @@ class Params(Section):
     lr_range: LrRange
     train: Train
     evaluate: Evaluate
+    explain: Explain
 
 
 T = TypeVar("T")

@@ -22,6 +22,7 @@ OVERRIDES = {
     "split": {"protocol": "grouped", "group_by": "patient", "folds": 5, "fold": 0},
     "train": {"epochs": 60, "batch_size": 32, "lr": 0.05, "device": "cpu", "precision": "float32"},
     "evaluate": {"device": "cpu"},
+    "explain": {"boxes": "data/raw/masks", "device": "cpu"},
 }
 
 
