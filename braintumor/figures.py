@@ -81,7 +81,7 @@ def map_sheets(
 
 
 def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[str, Tensor]) -> Figure:
-    """Draw what each convolution makes of one image: its eight channels that vary most.
+    """Draw what each convolution makes of one image: its eight channels that vary most, each in its own range.
 
     Parameters
     ----------
@@ -91,14 +91,24 @@ def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[s
     outputs : dict of str to Tensor of shape (1, channels, h, w)
         From `layers.layer_outputs`. Of many convolutions, evenly spaced ones are drawn.
     """
-    rows, titles = [[(image, "")]], ["the image"]
     names = [name for name in outputs if isinstance(model.get_submodule(name), nn.Conv2d)]
+    strips = [("the image", [image])]
     for name in _spread(np.array(names), LAYERS):
         channels = outputs[name][0].float().cpu().numpy()
         strongest = np.sort(np.argsort(-channels.std(axis=(1, 2)), kind="stable")[:8])
-        rows.append([(_stretch(channels[i]), f"channel {i}") for i in strongest])
-        titles.append(f"{name}: {' x '.join(map(str, channels.shape))}")
-    return sheet(rows, title, titles)
+        shape, numbers = " x ".join(map(str, channels.shape)), ", ".join(map(str, strongest))
+        strips.append((f"{name}: {shape}, channels {numbers}", [_stretch(channels[i]) for i in strongest]))
+    figure = Figure(figsize=(8.2, 1.25 * len(strips) + 0.4), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    for axis, (name, tiles) in zip(figure.subplots(len(strips), 1), strips, strict=True):
+        # One axis a layer, since one for each of a hundred tiles takes matplotlib seconds.
+        rows, columns = tiles[0].shape
+        for i, tile in enumerate(tiles):
+            axis.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=(1.05 * i, 1.05 * i + 1, 0, rows / columns))
+        axis.set(xlim=(0, 8.4), ylim=(0, rows / columns))
+        axis.set_title(name, loc="left", fontsize=8)
+        axis.axis("off")
+    return figure
 
 
 def filters(model: nn.Module) -> Figure:
