@@ -116,11 +116,11 @@ def to_grey(image: Image.Image) -> np.ndarray:
     return np.asarray(image)
 
 
-def crop_head(grey: np.ndarray, threshold: int = 20) -> np.ndarray:
-    """Cut away the dark margin around the head.
+def head_bounds(grey: np.ndarray, threshold: int = 20) -> tuple[slice, slice]:
+    """Return the rows and columns that hold the head.
 
-    Keeps the rows and columns between the first and the last whose brightest values (98th percentile, so
-    that single bright pixels do not count) pass `threshold`; an image that never does is left whole.
+    They run from the first to the last whose brightest values (98th percentile, so that single bright pixels
+    do not count) pass `threshold`; an image that never does is left whole.
 
     Parameters
     ----------
@@ -131,8 +131,13 @@ def crop_head(grey: np.ndarray, threshold: int = 20) -> np.ndarray:
     rows = np.flatnonzero(np.percentile(grey, 98, axis=1) > threshold)
     columns = np.flatnonzero(np.percentile(grey, 98, axis=0) > threshold)
     if not len(rows) or not len(columns):
-        return grey
-    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return slice(None), slice(None)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
+def crop_head(grey: np.ndarray, threshold: int = 20) -> np.ndarray:
+    """Cut away the dark margin around the head; see `head_bounds`."""
+    return grey[head_bounds(grey, threshold)]
 
 
 def resize_square(grey: np.ndarray, size: int, letterbox: bool = False) -> np.ndarray:

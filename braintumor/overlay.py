@@ -2,16 +2,15 @@
 
 import numpy as np
 import torch
-from matplotlib import colormaps
 from torch import nn
 
 from braintumor.batches import Batches
 from braintumor.layers import choose_layer, layer_outputs
+from braintumor.plots import overlay
 from braintumor.saliency import enlarge, gradcam
 from braintumor.weights import Description
 
 BATCH = 64
-STRENGTH = 0.6  # how far the map's colour covers the image where the map is highest
 
 
 def draw_overlays(
@@ -38,9 +37,7 @@ def draw_overlays(
     first = next(iter(batches.in_order()))[0][:1]
     maps = gradcam(model, choose_layer(layer_outputs(model, first), "auto"), batches)
     pictures = []
-    for square, heat in zip(squares, enlarge(maps, squares.shape[1]), strict=True):
-        grey = np.repeat(square[:, :, None], 3, axis=2)
-        share = STRENGTH * heat[:, :, None]
-        shown = (1 - share) * grey + share * 255 * colormaps["inferno"](heat)[:, :, :3]
-        pictures.append(np.hstack([grey, np.rint(shown).astype(np.uint8)]))
+    heats = np.rint(enlarge(maps, squares.shape[1]) * 255).astype(np.uint8)
+    for square, heat in zip(squares, heats, strict=True):
+        pictures.append(np.hstack([np.repeat(square[:, :, None], 3, axis=2), overlay(square, heat)]))
     return pictures

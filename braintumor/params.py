@@ -200,6 +200,28 @@ class Export(Section):
     seed: Seed
 
 
+class Explain(Section):
+    """Params of the stage explain."""
+
+    layer: Annotated[str, Field(min_length=1)]
+    samples: Count
+    boxes: str | None
+    border: Annotated[Number, Field(gt=0, lt=0.5)]
+    shuffles: Count
+    shuffled_images: Count
+    resamples: Count
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    batch_size: Count
+    device: Device
+    threads: Count
+
+
+class Report(Section):
+    """Params of the stage report."""
+
+    gallery: Count
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -210,7 +232,9 @@ class Params(Section):
     lr_range: LrRange
     train: Train
     evaluate: Evaluate
+    explain: Explain
     export: Export
+    report: Report
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.ndimage import binary_erosion
 from sklearn.metrics import confusion_matrix
 
 from braintumor.files import replacing_file
@@ -48,6 +49,26 @@ def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list
         if row_titles:
             axes[i][0].set_title(row_titles[i], loc="left", fontsize=8)
     return figure
+
+
+def overlay(image: np.ndarray, saliency: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Lay a map over its image, and the outline of the tumour, if it is known, over both.
+
+    Parameters
+    ----------
+    image, saliency : ndarray of shape (size, size), uint8
+    mask : ndarray of shape (size, size), bool, optional
+
+    Returns
+    -------
+    ndarray of shape (size, size, 3), uint8
+    """
+    share = saliency[..., None] / 255
+    colours = mpl.colormaps["inferno"](saliency)[..., :3] * 255
+    mixed = image[..., None] * (1 - 0.6 * share) + colours * 0.6 * share
+    if mask is not None:
+        mixed[mask & ~binary_erosion(mask)] = (0, 255, 255)
+    return mixed.round().astype(np.uint8)
 
 
 def overview(table: pd.DataFrame) -> Figure:
@@ -125,29 +146,25 @@ def evaluation(
     (left, right), (diagonal, curve) = figure.subplots(2, 2)
     scored = subsets.dropna(subset="accuracy")
     labels = scored["subset"].str.replace("_", " ") + " (" + scored["units"].astype(str) + ")"
-    _intervals(left, labels, scored, "Accuracy on subsets of the test set")
-    _intervals(
-        right,
-        baselines["baseline"].str.replace("_", " "),
-        baselines,
-        "Accuracy of the baselines and of the network",
-    )
+    draw_intervals(left, labels, scored, "Accuracy on subsets of the test set")
+    names = baselines["baseline"].str.replace("_", " ")
+    draw_intervals(right, names, baselines, "Accuracy of the baselines and of the network")
     right.set_xlim(0, 1)
-    colours = dict(zip(("before", "after"), COLOURS.values(), strict=True))
-    diagonal.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
-    for (when, colour), marker in zip(colours.items(), MARKERS.values(), strict=True):
-        part = reliability[reliability["calibration"] == when]
-        _errorbars(diagonal, part["confidence"], part, colour, marker, f"{when} calibration")
-    diagonal.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title="Reliability")
-    diagonal.legend(frameon=False, loc="upper left")
-    curve.plot(risk["coverage"], risk["risk"], color=COLOURS[TRAINING])
-    curve.set(xlabel="coverage: share of images that are answered", ylabel="risk: share of these that are wrong")
-    curve.set(xlim=(0, 1), ylim=(0, None), title="Risk against coverage, the most certain first")
+    draw_reliability(diagonal, reliability)
+    draw_risk(curve, risk)
     return figure
 
 
-def _intervals(axis: Axes, labels: pd.Series, table: pd.DataFrame, title: str) -> None:
-    """Draw accuracies as points with their intervals, one row each, the first on top."""
+def draw_intervals(axis: Axes, labels: pd.Series, table: pd.DataFrame, title: str) -> None:
+    """Draw accuracies as points with their intervals, one row each, the first on top.
+
+    Parameters
+    ----------
+    axis : Axes
+    labels : Series of str
+    table : DataFrame with columns accuracy, low and high
+    title : str
+    """
     rows = np.arange(len(table))
     sides = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
     axis.errorbar(
@@ -161,15 +178,32 @@ def _intervals(axis: Axes, labels: pd.Series, table: pd.DataFrame, title: str) -
     axis.grid(axis="x", linewidth=0.4)
 
 
-def _errorbars(axis: Axes, x: pd.Series, table: pd.DataFrame, colour: str, marker: str, label: str) -> None:
-    sides = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
-    axis.errorbar(
-        x,
-        table["accuracy"],
-        np.clip(sides, 0, None),
-        fmt=marker,
-        color=colour,
-        capsize=2,
-        linewidth=1,
-        label=label,
-    )
+def draw_reliability(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the share that is right against the confidence, before and after calibration.
+
+    Parameters
+    ----------
+    axis : Axes
+    table : DataFrame with columns calibration, confidence, accuracy, low and high
+    """
+    axis.plot([0, 1], [0, 1], color="#999999", linewidth=1, linestyle="--")
+    for when, colour, marker in zip(("before", "after"), COLOURS.values(), MARKERS.values(), strict=True):
+        part = table[table["calibration"] == when]
+        sides = np.clip([part["accuracy"] - part["low"], part["high"] - part["accuracy"]], 0, None)
+        style = {"fmt": marker, "color": colour, "capsize": 2, "linewidth": 1}
+        axis.errorbar(part["confidence"], part["accuracy"], sides, label=f"{when} calibration", **style)
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title="Reliability")
+    axis.legend(frameon=False, loc="upper left")
+
+
+def draw_risk(axis: Axes, table: pd.DataFrame) -> None:
+    """Draw the share that is wrong among the most certain images.
+
+    Parameters
+    ----------
+    axis : Axes
+    table : DataFrame with columns coverage and risk
+    """
+    axis.plot(table["coverage"], table["risk"], color=COLOURS[TRAINING])
+    axis.set(xlabel="coverage: share of images that are answered", ylabel="risk: share of these that are wrong")
+    axis.set(xlim=(0, 1), ylim=(0, None), title="Risk against coverage, the most certain first")

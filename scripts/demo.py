@@ -29,6 +29,7 @@ OVERRIDES = {
         "precision": "float32",
     },
     "evaluate": {"device": "cpu"},
+    "explain": {"boxes": "data/raw/masks", "device": "cpu"},
 }
 
 

@@ -23,6 +23,15 @@ TINY = {
         "threads": 1,
     },
     "evaluate": {"device": "cpu", "threads": 1},
+    "explain": {
+        "samples": 2,
+        "boxes": "data/raw/masks",
+        "shuffles": 1,
+        "shuffled_images": 16,
+        "resamples": 100,
+        "device": "cpu",
+        "threads": 1,
+    },
     "export": {"phantom_patients": 8, "threads": 1},
 }
 

@@ -148,6 +148,56 @@ def test_the_model_on_disk_says_all_that_is_needed_to_use_it(finished):
     assert described["deviation"] == pytest.approx(trained.std(), abs=1e-9)
 
 
+def test_every_wrong_image_and_some_right_ones_are_explained(finished):
+    data = finished.folder / "data"
+    explained, predictions, split = (
+        read_table(data / f"{name}.csv") for name in ("saliency", "predictions", "split")
+    )
+    maps, images = np.load(data / "saliency.npy"), np.load(data / "images.npy")
+    assert maps.shape == (len(explained), 48, 48) and maps.dtype == np.uint8
+    assert set(maps.max(axis=(1, 2)).tolist()) <= {0, 255}  # 0: nothing speaks for the class
+    wrong = predictions[predictions["class"] != predictions["prediction"]]
+    assert explained["path"].tolist()[: len(wrong)] == wrong["path"].tolist()
+    rest = explained.iloc[len(wrong) :]
+    assert rest["right"].all() and not explained["right"].iloc[: len(wrong)].any()
+    right = predictions[predictions["class"] == predictions["prediction"]]
+    counts = right["class"].value_counts().clip(upper=2)
+    assert rest["class"].value_counts().to_dict() == counts.to_dict()
+    assert split["path"].iloc[explained["row"]].tolist() == explained["path"].tolist()
+    subsets = split.set_index("path")["subset"]
+    assert set(subsets[explained["nearest"]]) == {"train"}
+    assert explained["nearest_similarity"].between(-1, 1).all()
+    assert images.shape[1:] == maps.shape[1:]
+    metrics = read_json(finished, "metrics/explain.json")
+    # Every phantom but those without tumour has a mask.
+    assert metrics["located"] == (predictions["class"] != "notumor").sum()
+    assert metrics["images"] == len(predictions)
+    names = {file.stem for file in (finished.folder / "plots/explain").iterdir()}
+    classes = ("glioma", "meningioma", "notumor", "pituitary")
+    assert names >= {f"layers_{name}" for name in classes} | {"filters", "augmentation", "randomisation"}
+    assert {"dropout_sums", "dropout_image"} <= names
+    assert ("gradcam_errors" in names) == (len(wrong) > 0)
+    assert ("gradcam_right" in names) == (len(right) > 0)
+
+
+def test_boxes_are_a_file_that_is_there_or_an_error_of_one_line(checkout):
+    checkout.params({"explain": {"boxes": "no/such.csv"}})
+    output = checkout.run(DVC["stages"]["explain"]["cmd"], code=1)
+    assert "error: explain.boxes: no/such.csv cannot be read: No such file or directory" in output
+    assert "Traceback" not in output
+    checkout.params({"explain": {"boxes": None}})
+    checkout.run("dvc repro")
+    assert "pointing" not in read_json(checkout, "metrics/explain.json")
+    assert "pointing" not in pd.read_csv(checkout.folder / "plots/randomisation.csv")
+
+
+@pytest.mark.parametrize("model", ["cnn0", "torchvision/shufflenet_v2_x0_5"])
+def test_other_networks_are_explained_too(checkout, model):
+    checkout.params({"train": {"model": model, "channels": None, "epochs": 1}, "explain": {"boxes": None}})
+    checkout.run("dvc repro")
+    assert read_json(checkout, "metrics/explain.json")["cells"] >= 36
+
+
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [

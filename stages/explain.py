@@ -1,0 +1,142 @@
+"""Show what the network looks at and what it has learnt to see, and measure how far its maps can be believed."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from braintumor import explanation, figures, plots
+from braintumor.batches import Augmentation, Batches
+from braintumor.device import choose_device
+from braintumor.errors import UserError
+from braintumor.files import replacing_file, replacing_folder
+from braintumor.layers import choose_layer, layer_outputs
+from braintumor.params import Params, load_params, pick
+from braintumor.regions import find_tumours
+from braintumor.saliency import enlarge, gradcam
+from braintumor.tables import TEST, TRAIN, read_images, read_table, write_metrics, write_table
+from braintumor.weights import Description, load_model
+from stages import run
+
+
+def main(
+    raw: Path,
+    images: Path,
+    split: Path,
+    predictions: Path,
+    weights: Path,
+    description: Path,
+    saliency: Path,
+    table: Path,
+    metrics: Path,
+    randomisation: Path,
+    pictures: Path,
+) -> None:
+    params = load_params(Path("params.yaml"))
+    explain = params.explain
+    device = choose_device(explain.device, explain.threads)
+    model, described = load_model(weights, description)
+    model.to(device)
+    pool = read_table(split)
+    array = read_images(images, pool)
+    tested = read_tested(predictions, pool)
+    targets = tested["prediction"].map(described.classes.index).to_numpy()
+
+    def batches(of: np.ndarray) -> Batches:
+        scale = described.mean, described.deviation
+        return Batches(array, tested["row"].to_numpy()[of], targets[of], explain.batch_size, *scale, device)
+
+    everyone = np.arange(len(tested))
+    layer = choose_layer(layer_outputs(model, first_of(batches(everyone[:1]))), explain.layer)
+    maps = gradcam(model, layer, batches(everyone))
+    size = described.preprocess["size"]
+    located, masks = locate(explain.boxes, raw, tested, described)
+    scores = {"images": len(tested), "cells": maps[0].size}
+    scores |= explanation.measure_borders(tested, maps, size, explain.border)
+    if masks is not None:
+        of_located = tested.iloc[located], maps[located], masks
+        scores |= explanation.measure_places(*of_located, explain.resamples, explain.seed)
+    some = explanation.draw(len(located), explain.shuffled_images, explain.seed)
+    some_masks = None if masks is None else masks[some]
+    falling = explanation.randomise(
+        model, layer, batches(located[some]), some_masks, explain.shuffles, explain.seed
+    )
+    scores |= {f"{name}_shuffled": falling[name].iloc[-1] for name in falling.columns[2:]}
+    write_metrics(explanation.round_scores(scores), metrics)
+    write_table(falling, randomisation)
+
+    chosen = explanation.choose_images(tested, explain.samples, explain.seed)
+    explained = explanation.describe_maps(tested.iloc[chosen], maps[chosen], size, explain.border)
+    trained = np.flatnonzero(pool["subset"] == TRAIN)
+    nearest, explained["nearest_similarity"] = explanation.nearest_images(array, explained["row"], trained)
+    explained["nearest"] = pool["path"].to_numpy()[nearest]
+    shown = np.rint(enlarge(maps[chosen], size) * 255).astype(np.uint8)
+    write_table(explained, table)
+    with replacing_file(saliency) as beside:
+        np.save(beside, shown)
+    known = {} if masks is None else dict(zip(tested["row"].iloc[located], masks, strict=True))
+    with replacing_folder(pictures) as folder:
+        for name, figure in figures.map_sheets(explained, array, shown, known):
+            plots.save(figure, folder / f"{name}.png")
+        plots.save(figures.randomisation(falling, scores), folder / "randomisation.png")
+        for name, figure in draw_layers(model, tested, array, batches):
+            plots.save(figure, folder / f"{name}.png")
+        for name, figure in draw_training(params, pool.iloc[trained], trained, array):
+            plots.save(figure, folder / f"{name}.png")
+    print(explanation.describe(scores, layer))
+
+
+def read_tested(predictions: Path, pool: pd.DataFrame) -> pd.DataFrame:
+    """Read the predictions, after a check that they are the split's, and add the rows of the images."""
+    tested = read_table(predictions)
+    tested["row"] = np.flatnonzero(pool["subset"] == TEST)
+    if tested["path"].tolist() != pool["path"].iloc[tested["row"]].tolist():
+        raise UserError(f"{predictions} is not of the test images of the split: run the stage evaluate")
+    return tested
+
+
+def locate(
+    boxes: str | None, raw: Path, tested: pd.DataFrame, described: Description
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the positions of the test images whose tumours are known and their masks; without boxes, of all."""
+    if not boxes:
+        return np.arange(len(tested)), None
+    size, crop, fit = (described.preprocess[name] for name in ("size", "crop", "fit"))
+    return find_tumours(Path(boxes).expanduser(), raw, tested["path"].tolist(), size, crop, fit == "letterbox")
+
+
+def first_of(batches: Batches) -> torch.Tensor:
+    """Return the images of the first batch."""
+    return next(batches.in_order())[0]
+
+
+def draw_layers(
+    model: torch.nn.Module, tested: pd.DataFrame, array: np.ndarray, batches: Callable[[np.ndarray], Batches]
+) -> Iterator[tuple[str, Figure]]:
+    """Draw the first filters, and what each layer makes of one test image per class, a right one if any is."""
+    yield "filters", figures.filters(model)
+    right = (tested["class"] == tested["prediction"]).to_numpy()
+    for name in sorted(tested["class"].unique()):
+        members = np.flatnonzero(tested["class"] == name)
+        one = members[right[members].argmax()]
+        outputs = layer_outputs(model, first_of(batches(np.array([one]))))
+        title = f"What each layer makes of {tested['path'].iloc[one]}"
+        yield f"layers_{name}", figures.layer_sheet(title, array[tested["row"].iloc[one]], model, outputs)
+
+
+def draw_training(
+    params: Params, trained: pd.DataFrame, rows: np.ndarray, array: np.ndarray
+) -> Iterator[tuple[str, Figure]]:
+    """Draw what dropout and augmentation do while training, on one training image per class."""
+    train, seed = params.train, params.explain.seed
+    first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
+    yield "augmentation", figures.augmentation_sheet(array, first, pick(Augmentation, train), seed)
+    yield "dropout_sums", figures.dropout_sums(train.dropout, seed)
+    yield "dropout_image", figures.dropout_image(array[min(first.values())], train.dropout, seed)
+
+
+if __name__ == "__main__":
+    run(main)
