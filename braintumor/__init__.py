@@ -26,6 +26,15 @@ def load(model: str | Path = "models") -> "Predictor":
     >>> braintumor.load("models").predict(PIL.Image.open("slice.jpg")).label  # doctest: +SKIP
     'meningioma'
     """
-    from braintumor.predictor import load_predictor  # here, so that what needs none of it does not wait for it
+    # Imported here, so that what needs none of it does not wait for it, and an .onnx file works without torch.
+    if Path(model).suffix == ".onnx":
+        from braintumor.predictor import load_onnx
 
-    return load_predictor(Path(model))
+        return load_onnx(Path(model))
+    try:
+        from braintumor.deployed import load_inference
+    except ModuleNotFoundError as error:
+        from braintumor.errors import UserError
+
+        raise UserError(f"{model}: needs {error.name}, which is not installed; give an .onnx file") from None
+    return load_inference(Path(model))

@@ -1,6 +1,6 @@
 """A trained model as it is used: a picture in, calibrated probabilities out, or that it is like none in training.
 
-Nothing here needs torch; `braintumor.deployed` runs a model with it.
+Nothing here needs torch; `braintumor.deployed` runs a model in it.
 """
 
 import json
@@ -122,17 +122,6 @@ def as_grey(image: np.ndarray | Image.Image) -> np.ndarray:
             f"an image is (rows, columns) or (rows, columns, 3 or 4) of uint8, not {image.shape} of {image.dtype}"
         )
     return to_grey(Image.fromarray(image))
-
-
-def load_predictor(model: Path) -> Predictor:
-    """Load a model from the pipeline's folder or from an ``.onnx`` file; see `braintumor.load`."""
-    if model.suffix == ".onnx":
-        return load_onnx(model)
-    try:
-        from braintumor.deployed import load_inference  # here, since an .onnx file works without torch
-    except ModuleNotFoundError as error:
-        raise UserError(f"{model}: needs {error.name}, which is not installed; give an .onnx file") from None
-    return load_inference(model)
 
 
 def load_onnx(file: Path, threads: int = 1) -> Predictor:
