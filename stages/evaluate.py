@@ -66,13 +66,14 @@ def main(
     resamples = resample_groups(tested["group"].to_numpy(), params.resamples, params.seed)
     actual, predicted = tested["class"].to_numpy(object), tested["prediction"].to_numpy(object)
 
+    # How much is right, on which part of the test set.
     parts, by_class = make_subsets(tested, before, names), score_classes(labels, before, names, resamples)
     scores = flat_metrics(parts, score_predictions(labels, before, resamples), by_class)
     negative = params.negative if params.negative in names else None
     if negative is not None:
         scores |= score_detection(actual, predicted, negative)
     elif params.negative is not None:
-        print(f"no class is called {params.negative} (evaluate.negative): no tumour is said to be missed")
+        print(f"no class is called {params.negative} (evaluate.negative): tumour against none is left out")
     write_table(missed_tumours(tested, negative), missed)
     for name, (flip, scales) in choose_views(params.flips, params.scales).items():
         averaged = predict(AveragedViews(model, flip, scales, black(described)), batches).numpy()
@@ -85,6 +86,7 @@ def main(
     groups = score_subgroups(files[table["subset"] == TEST], actual == predicted, params.smallest_subgroup)
     write_table(groups, subgroups)
 
+    # Whether a probability means what it says.
     scored = score_calibration(logits, labels, degree, params.bins, resamples)
     write_metrics({"temperature": degree} | scored | risks(after, labels), calibration)
     diagram, coverage = reliability(logits, labels, degree, params.bins), risk_coverage(after, labels)
@@ -93,6 +95,7 @@ def main(
     for curve, file in zip(curves(labels, before, names), (roc, pr), strict=True):
         write_table(curve, file)
 
+    # How much of it needs no anatomy.
     trained, rows = (np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, TEST))
     guesses = predict_shortcuts(files, array, trained, rows, params.border, params.seed, params.threads)
     bordered = predict(BorderOnly(model, params.border), batches).numpy().argmax(1)

@@ -63,6 +63,9 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
         ({"train.hidden": 8}, "train: model=resnet has no hidden layer: hidden must be null"),
         ({"data.source": "folder"}, "data: source=folder needs folder"),
         ({"split.fold": 5}, "split: fold 5 does not exist: 5 folds are 0 to 4"),
+        ({"evaluate.resamples": 10}, "evaluate.resamples: must be greater than or equal to 100, got 10"),
+        ({"evaluate.border": 0.5}, "evaluate.border: must be less than 0.5, got 0.5"),
+        ({"evaluate.scales": [1, 9]}, "evaluate.scales.1: must be less than or equal to 4, got 9"),
         ({"preprocess.crop": "yes"}, "preprocess.crop: must be a valid boolean, got 'yes'"),
     ],
 )
