@@ -70,7 +70,7 @@ def find_tumours(
     Raises
     ------
     UserError
-        If nothing is known about any of the images.
+        If nothing is known about any of the images, or a mask cannot be read or has another size.
     """
     boxes = None if source.is_dir() else read_boxes(source)
     rows, masks = [], []
@@ -81,6 +81,8 @@ def find_tumours(
         # Where the square is the whole image stretched, a fraction of the one is a fraction of the other.
         grey = _read(raw / path) if crop or letterbox else np.zeros((size, size), np.uint8)
         mask = _read(mask_file) if boxes is None else fill_box(boxes.loc[path].to_numpy(), grey.shape)
+        if (crop or letterbox) and mask.shape != grey.shape:
+            raise UserError(f"explain.boxes: {mask_file} is not as large as {raw / path}")
         if crop:
             mask = mask[head_bounds(grey)]
         mask = resize_square(mask, size, letterbox) > 127

@@ -131,7 +131,8 @@ def draw_training(
     params: Params, trained: pd.DataFrame, rows: np.ndarray, array: np.ndarray
 ) -> Iterator[tuple[str, Figure]]:
     """Draw what dropout and augmentation do while training, on one training image per class."""
-    train, seed = params.train, params.explain.seed
+    train = params.train
+    seed = params.explain.seed
     first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
     yield "augmentation", figures.augmentation_sheet(array, first, pick(Augmentation, train), seed)
     yield "dropout_sums", figures.dropout_sums(train.dropout, seed)

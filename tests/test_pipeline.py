@@ -186,11 +186,12 @@ def test_boxes_are_a_file_that_is_there_or_an_error_of_one_line(checkout):
     assert "error: explain.boxes: no/such.csv cannot be read: No such file or directory" in output
     assert "Traceback" not in output
     checkout.params({"explain": {"boxes": None}})
-    checkout.run("dvc repro")
+    checkout.run(DVC["stages"]["explain"]["cmd"])
     assert "pointing" not in read_json(checkout, "metrics/explain.json")
     assert "pointing" not in pd.read_csv(checkout.folder / "plots/randomisation.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["cnn0", "torchvision/shufflenet_v2_x0_5"])
 def test_other_networks_are_explained_too(checkout, model):
     checkout.params({"train": {"model": model, "channels": None, "epochs": 1}, "explain": {"boxes": None}})

@@ -103,6 +103,14 @@ def test_errors_are_one_line_that_says_which(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mask_of_another_size_is_refused_where_it_could_not_be_laid_over_the_image(scan):
+    mask = Image.open(scan / "masks" / PATH).resize((150, 100))
+    mask.save(scan / "masks" / PATH)
+    assert len(find_tumours(scan / "masks", scan / "raw", [PATH], 64, False, False)[0]) == 1
+    with pytest.raises(UserError, match=rf"masks/{PATH} is not as large as .*raw/{PATH}"):
+        find_tumours(scan / "masks", scan / "raw", [PATH], 64, True, False)
+
+
 def test_a_mask_that_cannot_be_read_is_named(scan):
     (scan / "masks" / PATH).write_bytes(b"no image")
     with pytest.raises(UserError, match=rf"masks/{PATH} cannot be read: not an image"):
