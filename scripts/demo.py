@@ -30,6 +30,7 @@ OVERRIDES = {
     },
     "evaluate": {"device": "cpu"},
     "explain": {"boxes": "data/raw/masks", "device": "cpu"},
+    "export": {"phantom_patients": 8},
 }
 
 
@@ -49,6 +50,8 @@ def prepare(folder: Path, overrides: dict[str, dict]) -> None:
         shutil.copy(PROJECT / ".dvc" / "config", folder / ".dvc" / "config")
         subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=folder, check=True)
     shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)
+    (folder / "metrics").mkdir(exist_ok=True)
+    shutil.copy(PROJECT / "metrics" / "seeds.csv", folder / "metrics")  # a dependency of the report
 
 
 def main() -> None:
@@ -70,7 +73,9 @@ Found in {data["images"]} made-up images of {data["patients"]} known patients:
 Then both folders were pooled and cut anew, so that no known patient and no copy is on both sides.
 Tested on the {test["images"]} images of the new test set:
   {right:.1f}% right, 95% interval {low:.1f} to {high:.1f}
-Open these pictures:
+Open the report in a browser:
+  {folder / "report/index.html"}
+or these pictures:
   {folder / "plots/confusion.png"}  what was taken for what
   {folder / "plots/evaluation.png"}  accuracy on subsets, baselines without anatomy, calibration
   {folder / "plots/audit/copies.png"}  the copies side by side

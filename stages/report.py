@@ -1,0 +1,90 @@
+"""Put all that the other stages found on one page, and write the model card."""
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from braintumor.files import replacing_file
+from braintumor.params import load_params
+from braintumor.report import Results, render_report
+from braintumor.tables import read_images, read_table
+from stages import run
+
+TABLES = (
+    "curves", "lr_range", "subsets", "class_scores", "subgroups", "baselines", "reliability", "risk_coverage",
+    "roc", "pr",
+)  # fmt: skip
+METRICS = "data", "train", "test", "calibration", "baselines", "explain", "export"
+
+
+def main(
+    manifest: Path,
+    quarantine: Path,
+    split: Path,
+    images: Path,
+    overview: Path,
+    weights: Path,
+    description: Path,
+    onnx: Path,
+    predictions: Path,
+    missed: Path,
+    saliency: Path,
+    explained: Path,
+    pictures: Path,
+    metrics: Path,
+    plots: Path,
+    seeds: Path,
+    report: Path,
+    card: Path,
+) -> None:
+    params = load_params(Path("params.yaml"))
+    table = read_table(split)
+    results = Results(
+        manifest=read_table(manifest),
+        quarantine=pd.read_csv(quarantine, dtype=str, keep_default_na=False),
+        split=table,
+        images=read_images(images, table),
+        predictions=read_table(predictions),
+        missed=read_table(missed),
+        saliency=np.load(saliency),
+        explained=read_table(explained),
+        tables={name: read_scores(plots / f"{name}.csv") for name in TABLES},
+        metrics={name: json.loads((metrics / f"{name}.json").read_text(encoding="utf-8")) for name in METRICS},
+        sheets=[(file.stem, file.read_bytes()) for file in sorted(pictures.glob("*.png"))],
+        overview=overview.read_bytes(),
+        description=json.loads(description.read_text(encoding="utf-8")),
+        # These rows were measured on Kaggle's images and on no others.
+        seeds=pd.read_csv(seeds) if params.data.source == "kaggle" else None,
+        checksums={file.as_posix(): checksum(file) for file in (split, images, weights, description, onnx)},
+        commit=commit(),
+    )
+    for content, file in zip(render_report(results, params), (report, card), strict=True):
+        with replacing_file(file) as beside:
+            beside.write_text(content, encoding="utf-8")
+    print(f"{report} of {report.stat().st_size / 1e6:.1f} MB: open it in a browser")
+
+
+def read_scores(file: Path) -> pd.DataFrame:
+    """Read a table of scores; only an empty cell is missing, a class may be called NA."""
+    text = dict.fromkeys(("class", "value"), str)
+    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
+
+
+def checksum(file: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def commit() -> str:
+    """Return git's commit of the project, nothing outside of git."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    run(main)
