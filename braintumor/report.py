@@ -658,8 +658,8 @@ def saliency_table(explain: dict[str, float | int], classes: list[str], border: 
     if located:
         notes += [
             "Pointing game: is the map's peak inside the tumour? Overlap: at the best of all thresholds.",
-            f"{explain['located']} test images have a known tumour, on average {percent(explain['tumour_area'])} of "
-            "the image.",
+            f"{explain['located']} test images have a known tumour, on average {percent(explain['tumour_area'])} "
+            "of the image.",
         ]
     return {"header": ["maps of", *measures.values()], "rows": rows, "note": " ".join(notes)}
 

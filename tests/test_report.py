@@ -1,0 +1,166 @@
+"""The report in a real browser, over the tiny pipeline."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from braintumor.report import percent, with_interval
+from braintumor.tables import read_table
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt install chromium")
+
+
+@pytest.fixture(scope="module")
+def page_file(finished):
+    return finished.folder / "report" / "index.html"
+
+
+@pytest.fixture(scope="module")
+def text(page_file):
+    return page_file.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    """Open the report at a width and a colour scheme; what the console says and what is asked for is kept."""
+    pages = []
+
+    def open_page(width=1440, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page = context.new_page()
+        page.complaints = []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        inside = ("file:", "data:")
+        page.on("request", lambda r: None if r.url.startswith(inside) else page.complaints.append(r.url))
+        page.goto(page_file.as_uri())
+        pages.append(context)
+        return page
+
+    yield open_page
+    for context in pages:
+        context.close()
+
+
+def test_a_share_is_written_as_all_or_none_only_where_it_is():
+    assert [percent(value) for value in (0, 0.95577, 0.9996, 1)] == ["0.0%", "95.6%", "> 99.9%", "100%"]
+    scores = {"accuracy": 0.95577, "accuracy_low": 0.9438, "accuracy_high": 0.96535}
+    assert with_interval(scores, "accuracy") == "95.6% [94.4, 96.5]"
+    assert with_interval(scores, "accuracy_copied") == "\u2013"
+
+
+def test_the_answer_stands_first_with_its_interval_and_the_warning(text, finished):
+    test = json.loads((finished.folder / "metrics/test.json").read_text())
+    answer = text[text.index('id="answer"') : text.index('id="data"')]
+    assert percent(test["accuracy"]) in answer
+    assert f"{percent(test['accuracy_low'])} to {percent(test['accuracy_high'])}" in answer
+    assert "Research only, not a medical device." in answer
+    # Made-up images have no official score: the committed seeds are of other images.
+    assert "Not measured on these images" in answer
+
+
+def test_the_confusion_matrix_counts_the_predictions(text, finished):
+    class Cells(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.counts = False, []
+
+        def handle_starttag(self, tag, attributes):
+            self.inside = tag == "td" and "--share" in dict(attributes).get("style", "")
+
+        def handle_data(self, data):
+            if self.inside and data.isdigit():
+                self.counts.append(int(data))
+
+    cells = Cells()
+    cells.feed(text)
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    classes = sorted(predictions["class"].unique())
+    expected = pd.crosstab(predictions["class"], predictions["prediction"])
+    expected = expected.reindex(index=classes, columns=classes, fill_value=0)
+    assert cells.counts == expected.to_numpy().ravel().tolist()
+
+
+def test_every_wrong_image_is_in_the_gallery(text, finished):
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    wrong = predictions[predictions["class"] != predictions["prediction"]]
+    shown = re.findall(r'<li data-class="([^"]*)" data-prediction="([^"]*)".*?data-name="([^"]*)"', text)
+    assert sorted(shown) == sorted(wrong[["class", "prediction", "path"]].itertuples(index=False, name=None))
+
+
+def test_the_model_card_has_the_result(finished):
+    test = json.loads((finished.folder / "metrics/test.json").read_text())
+    card = (finished.folder / "models/README.md").read_text()
+    assert with_interval(test, "accuracy") in card and with_interval(test, "accuracy_distinct") in card
+    assert "Research only, not a medical device" in card
+
+
+def test_equal_inputs_give_an_equal_page(finished, checkout):
+    before = (checkout.folder / "report/index.html").read_bytes()
+    commit = finished.run("git rev-parse HEAD~1").strip().encode()
+    assert commit in before  # made before the results were committed
+    checkout.run("dvc repro --single-item --force report")
+    now = checkout.run("git rev-parse HEAD").strip().encode()
+    assert (checkout.folder / "report/index.html").read_bytes() == before.replace(commit, now)
+
+
+@needs_chromium
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
+def test_the_page_loads_alone_and_nothing_overflows(opened, width, scheme):
+    page = opened(width, scheme)
+    page.wait_for_load_state()
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt).length"
+    assert page.evaluate("document.images.length") > 10 and page.evaluate(broken) == 0
+    charts = page.locator("figure.chart svg[role=img][aria-label]")
+    assert charts.count() == page.locator("figure.chart").count() == 9
+
+
+@needs_chromium
+def test_the_gallery_is_filtered_and_sorted(opened, finished):
+    page = opened()
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    wrong = predictions[predictions["class"] != predictions["prediction"]]
+    name = wrong["class"].iloc[0]
+    page.select_option("#by-class", name)
+    shown = page.locator("#gallery li:visible")
+    assert shown.count() == (wrong["class"] == name).sum() > 0
+    assert page.inner_text("#shown") == f"{shown.count()} of {len(wrong)} images"
+    page.select_option("#by-class", "")
+    page.select_option("#order", "-confidence")
+    certainty = page.eval_on_selector_all("#gallery li", "all => all.map(one => Number(one.dataset.confidence))")
+    assert certainty == sorted(certainty) and len(set(certainty)) > 1
+    page.select_option("#order", "name")
+    names = page.eval_on_selector_all("#gallery li", "all => all.map(one => one.dataset.name)")
+    assert len(names) == len(wrong) and sorted(names, key=str.lower) == names
+    page.fill("#by-confidence", "100")
+    assert page.inner_text("#shown").startswith("0 of")
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_screen_reader_meets_nothing_serious(opened, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    violations = Axe().run(opened(1440, scheme)).response["violations"]
+    serious = [one for one in violations if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in serious] == []
