@@ -1,7 +1,7 @@
 """Run the pipeline again in a clean clone and say of each stage whether it gives what is committed.
 
     python -m scripts.verify                      the committed run, on the dataset itself
-    python -m scripts.verify --base origin/main   this commit against another, on made-up images, for a pull request
+    python -m scripts.verify --base origin/main   this commit against another, on made-up images, as CI does
 
 An out is compared by its hash; where the hashes of a stage that trains or tests differ, its metrics are by
 tolerance, since another processor rounds differently.
