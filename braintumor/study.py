@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import pandas as pd
@@ -161,12 +162,16 @@ def dvc(*arguments: str) -> str:
     """
     # Its workers and the stages' commands say `dvc` and `python`.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    done = subprocess.run(
-        [*DVC, *arguments], env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"dvc {' '.join(arguments)} failed: {' '.join(done.stderr.split())[-1000:]}")
-    return done.stdout
+    # Files, since the workers that it starts would keep a pipe open as long as they run.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [*DVC, *arguments], env=os.environ | {"PATH": path}, stdout=out, stderr=errors, check=False
+        )
+        for file in (out, errors):
+            file.seek(0)
+        if done.returncode:
+            raise UserError(f"dvc {' '.join(arguments)} failed: {' '.join(errors.read().split())[-1000:]}")
+        return out.read()
 
 
 @cache

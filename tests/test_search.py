@@ -1,10 +1,10 @@
 """The search draws from its space, gives up on what is behind, and goes on where it was stopped."""
 
-import json
 import re
 import signal
 import subprocess
 
+import dvc.api
 import optuna
 import pytest
 import yaml
@@ -70,9 +70,8 @@ def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkou
     assert sorted(checkout.run("dvc exp list --name-only").split()) == [f"{name}-1", f"{name}-2"]
     for trial in trials[1:]:
         assert list(trial.intermediate_values) == [1, 2, 3]
-        shown = json.loads(checkout.run(f"dvc metrics show {name}-{trial.number} --json"))
-        shown = shown[f"{name}-{trial.number}"]["data"]["metrics/train.json"]["data"]
-        assert shown["validation_accuracy"] == trial.value
+        experiment = {"repo": str(checkout.folder), "rev": f"{name}-{trial.number}"}
+        assert dvc.api.metrics_show("metrics/train.json", **experiment)["validation_accuracy"] == trial.value
     assert "best: " in checkout.run("python -m braintumor.search")  # nothing left to do
     assert checkout.run("git status --porcelain") == " M search.yaml\n"
 
