@@ -51,9 +51,12 @@ def _step_seconds(
     batch = torch.rand(batch_size, 1, size, size, device=device), torch.zeros(batch_size, dtype=int, device=device)
     recipe = Recipe(1, accumulation, optimizer_name, 0.0, 1.0, 0, "constant", 0.0, 0.0, 0.0, None, 0.0, 0)
     train_steps(network, [batch], optimizer, [0.0], recipe, precision)
-    # A CPU's own time is that of the machine alone, whatever else it has to do now.
+    # A CPU's own time, the least of a few steps: what else the machine has to do now is not counted.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    losses, _, _ = train_steps(network, [batch] * 3, optimizer, [0.0] * 3, recipe, precision)
-    float(losses[-1])  # waits for a GPU
-    return (clock() - start) / 3 / (threads if device.type == "cpu" else 1)
+    seconds = []
+    for _ in range(5):
+        start = clock()
+        losses, _, _ = train_steps(network, [batch], optimizer, [0.0], recipe, precision)
+        float(losses[-1])  # waits for a GPU
+        seconds.append(clock() - start)
+    return min(seconds) / (threads if device.type == "cpu" else 1)
