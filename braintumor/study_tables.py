@@ -26,7 +26,7 @@ FIGURES = {
     "accuracy_copy_free": "without a copy",
     "accuracy_patient_free": "of nobody seen",
 }
-COLOURS = ("#4269d0", "#e07b39", "#3ca951", "#97bbf5")
+COLOURS = ("#4269d0", "#e07b39", "#3ca951", "#9467bd", "#8c564b", "#7f7f7f", "#d62c8e")
 
 
 def mean_interval(values: pd.Series) -> tuple[float, float, float]:
@@ -42,7 +42,7 @@ def mean_interval(values: pd.Series) -> tuple[float, float, float]:
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:
-    """Average the part ``ladder`` of the study's table over its repetitions.
+    """Average the parts ``ladder`` and ``pretrained`` of the study's table over their repetitions.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
         One row for each rung, network and figure that the table has; baselines have their own name as the model.
         With a single repetition low and high are its own interval.
     """
-    rows = table[(table["part"] == "ladder") & (table["state"] == "success")]
+    rows = table[table["part"].isin(["ladder", "pretrained"]) & (table["state"] == "success")]
     lines = []
     for (protocol, group_by), rung in RUNGS.items():
         own = rows[(rows["protocol"] == protocol) & (rows["group_by"] == group_by)]
@@ -87,7 +87,7 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
     """Draw the accuracy on all test images down the ladder, a line for each network and baseline."""
     names = [rung for rung in RUNGS.values() if rung in set(rungs["rung"])]
     shown = rungs[rungs["measured_on"] == FIGURES["accuracy"]]
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for number, (model, line) in enumerate(shown.groupby("model", sort=False)):
         place = line["rung"].map(names.index) + 0.06 * number
@@ -99,7 +99,7 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="test images, % right")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    figure.legend(loc="outside right upper", frameon=False)
     save(figure, file)
 
 
