@@ -370,6 +370,7 @@ def run(study: Study, content: dict, jobs: int) -> None:
                 told.add(row.name)
                 print(describe(study, row), flush=True)
         if not study.rows("queued", "running"):
+            dvc("queue", "stop")  # the second of two workers does not always see that nothing is left
             return
         # A process that is gone at two looks took its worker with it.
         gone = {row.name for row in study.rows("running") if not is_alive(study.records[row.name].pid)}

@@ -43,7 +43,7 @@ def test_an_epochs_line_is_read():
 
 
 @pytest.mark.slow
-def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkout):
+def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkout, monkeypatch):
     space = {"train.dropout": {"low": 0.0, "high": 0.5}, "train.channels": {"choices": [[8, 16], [4, 8]]}}
     content = {"trials": 2, "startup": 5, "warmup": 1, "overrides": {"train.epochs": 3}, "space": space}
     (checkout.folder / "search.yaml").write_text(yaml.safe_dump(content))
@@ -68,10 +68,11 @@ def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkou
     assert states == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert len({trial.params["train.dropout"] for trial in trials}) == 2
     assert sorted(checkout.run("dvc exp list --name-only").split()) == [f"{name}-1", f"{name}-2"]
+    monkeypatch.chdir(checkout.folder)
     for trial in trials[1:]:
         assert list(trial.intermediate_values) == [1, 2, 3]
-        experiment = {"repo": str(checkout.folder), "rev": f"{name}-{trial.number}"}
-        assert dvc.api.metrics_show("metrics/train.json", **experiment)["validation_accuracy"] == trial.value
+        scores = dvc.api.metrics_show("metrics/train.json", rev=f"{name}-{trial.number}")
+        assert scores["validation_accuracy"] == trial.value
     assert "best: " in checkout.run("python -m braintumor.search")  # nothing left to do
     assert checkout.run("git status --porcelain") == " M search.yaml\n"
 
