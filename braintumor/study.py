@@ -174,6 +174,16 @@ def dvc(*arguments: str) -> str:
         return out.read()
 
 
+def _again(*arguments: str) -> str:
+    """Return what a DVC command prints that fails where an experiment's folder comes or goes meanwhile."""
+    for _ in range(4):
+        try:
+            return dvc(*arguments)
+        except UserError:
+            time.sleep(3)
+    return dvc(*arguments)
+
+
 @cache
 def committed(commit: str) -> tuple[dict, str, list[str]]:
     """Return a commit's params, what its stages up to the target run (commands and code), and their sections."""
@@ -216,7 +226,7 @@ def baselines() -> list[str]:
 def read_records(names: set[str]) -> list[Record]:
     """Ask DVC for the experiments of some names, finished or not."""
     revisions = [argument for commit in baselines() for argument in ("--rev", commit)]
-    shown = json.loads(dvc("exp", "show", "--json", *revisions))
+    shown = json.loads(_again("exp", "show", "--json", *revisions))
     records = []
     for baseline in shown:
         for experiment in baseline["experiments"] or []:
