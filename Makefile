@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test slow lint format bench seeds tuning scaling lock
+.PHONY: demo repro test slow lint format bench seeds tuning scaling study verify lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -42,6 +42,12 @@ seeds: .venv/installed ## the recipe over folds and seeds: what metrics/seeds.cs
 
 tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, hours in all
 	.venv/bin/python -m scripts.tuning
+
+study: .venv/installed ## what study.yaml asks, hours in all; with STUDY=demo a small one on made-up images
+	.venv/bin/python -m $(if $(filter demo,$(STUDY)),scripts.study_demo,braintumor.study)
+
+verify: .venv/installed ## the committed run again, in a clean clone, with a verdict for each stage
+	.venv/bin/python -m scripts.verify
 
 scaling: .venv/installed ## the tables and the plot of docs/scaling.md
 	.venv/bin/python -m scripts.scaling

@@ -93,8 +93,9 @@ class Preprocess(Section):
 class Split(Section):
     """Params of the stage split."""
 
-    protocol: Literal["grouped", "official", "copy_free", "seed"]
+    protocol: Literal["grouped", "official", "copy_free", "seed", "source"]
     group_by: Literal["patient", "copy"]
+    source: Literal["square512", "mode", "patient_known"]
     folds: Annotated[int, Field(ge=2)]
     fold: Annotated[int, Field(ge=0)]
     validation_folds: Annotated[int, Field(ge=2)]

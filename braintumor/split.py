@@ -11,26 +11,38 @@ from braintumor.tables import SUBSETS, TEST, TESTING, TRAIN, UNUSED, VALIDATION
 
 
 def assign_subsets(
-    table: pd.DataFrame, protocol: str, folds: int, fold: int, validation_folds: int, seed: int
+    table: pd.DataFrame,
+    protocol: str,
+    folds: int,
+    fold: int,
+    validation_folds: int,
+    seed: int,
+    source: str = "square512",
 ) -> np.ndarray:
     """Say for each image which subset it is in.
 
     Parameters
     ----------
     table : DataFrame with columns folder, class, copy_group and group
-    protocol : {"grouped", "official", "copy_free", "seed"}
+        For ``source`` also width, height, mode and patient.
+    protocol : {"grouped", "official", "copy_free", "seed", "source"}
         ``grouped`` pools both folders and tests on one of `folds` folds. ``official`` tests on Testing.
         ``copy_free`` does too and leaves out the training images that share a copy group with it. ``seed``
         trains on all of Training, validates on a random half of Testing and tests on the other. Where there is
-        no Testing folder, the fold that ``grouped`` would test on stands for it.
+        no Testing folder, the fold that ``grouped`` would test on stands for it. ``source`` pools both folders
+        and tests on the images of one source, see `source_held_out`; images of other sources that share a group
+        with a test image are left out.
 
-        What validates is cut off as the test set is: for ``grouped`` no group is in two subsets, for
-        ``copy_free`` no copy group is in training and elsewhere, for ``official`` nothing is kept together.
+        What validates is cut off as the test set is: for ``grouped`` and ``source`` no group is in two subsets,
+        for ``copy_free`` no copy group is in training and elsewhere, for ``official`` nothing is kept together.
     folds, fold : int
-        Number of folds of the pooled images, and which of them tests.
+        Number of folds of the pooled images, and which of them tests. For ``source``, fold 0 tests on the images
+        that have the property, fold 1 on the others.
     validation_folds : int
         What is left for training is cut into this many folds, the first of which validates.
     seed : int
+    source : {"square512", "mode", "patient_known"}
+        Property that stands for the source of an image, for ``source``.
 
     Returns
     -------
@@ -47,21 +59,67 @@ def assign_subsets(
     if protocol == "grouped" or not testing.any():
         testing = np.zeros(len(table), bool)
         testing[grouped_folds(table, folds, seed)[fold]] = True
+    if protocol == "source":
+        testing = source_held_out(table, source, folds, fold, validation_folds, seed)
     subset[testing] = TEST
-    if protocol == "copy_free":
-        copied = table["copy_group"].isin(table["copy_group"][testing]).to_numpy()
-        subset[copied & ~testing] = UNUSED
+    if protocol in ("copy_free", "source"):
+        joined = table["copy_group" if protocol == "copy_free" else "group"]
+        subset[joined.isin(joined[testing]).to_numpy() & ~testing] = UNUSED
     if protocol == "seed":
         order = np.random.default_rng(seed).permutation(np.flatnonzero(testing))
         subset[order[: len(order) // 2]] = VALIDATION
     else:
         rest = np.flatnonzero(subset == TRAIN)
-        kept_together = {"grouped": table["group"], "copy_free": table["copy_group"]}
+        kept_together = {"copy_free": table["copy_group"]} | dict.fromkeys(("grouped", "source"), table["group"])
         groups = kept_together.get(protocol, pd.Series(range(len(table)), table.index))
         parts = grouped_folds(table.assign(group=groups).iloc[rest], validation_folds, seed)
         subset[rest[parts[0]]] = VALIDATION
     _check_classes(table, subset)
     return subset
+
+
+def source_held_out(table: pd.DataFrame, source: str, folds: int, fold: int, least: int, seed: int) -> np.ndarray:
+    """Say which images test when those of one source are held out.
+
+    The files do not say where an image comes from. What stands for it is that it is 512 x 512 pixels, as
+    figshare's are; that it is stored as grey (mode L); or that its patient is known. A class whose other images
+    fall into fewer than `least` groups that none of the tested ones share cannot be learnt without the source: it
+    is tested on a fold, as ``grouped`` would, whatever the source of its images.
+
+    Parameters
+    ----------
+    table, source, folds, seed
+        See `assign_subsets`.
+    fold : {0, 1}
+        Whether the images with the property test, or the others.
+    least : int
+
+    Returns
+    -------
+    ndarray of shape (n,), bool
+
+    Raises
+    ------
+    UserError
+        If there is no such fold, or if no class can be tested on a source of its own.
+    """
+    if fold > 1:
+        raise UserError(f"split.fold: protocol=source has the folds 0 and 1, got {fold}")
+    has = {
+        "square512": (table["width"] == 512) & (table["height"] == 512),
+        "mode": table["mode"] == "L",
+        "patient_known": table["patient"].notna(),
+    }[source]
+    held_out = (has if fold == 0 else ~has).to_numpy()
+    testing = np.zeros(len(table), bool)
+    testing[grouped_folds(table, folds, seed)[fold]] = True
+    free = table["group"].where(~table["group"].isin(table["group"][held_out]))
+    learnable = free.groupby(table["class"]).nunique() >= least
+    learnable &= pd.Series(held_out, table.index).groupby(table["class"]).any()
+    if not learnable.any():
+        raise UserError(f"split.source: no class has images of both kinds of {source} in {least} groups apart")
+    by_source = table["class"].map(learnable).to_numpy()
+    return np.where(by_source, held_out, testing)
 
 
 def grouped_folds(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:

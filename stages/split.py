@@ -13,10 +13,10 @@ def main(manifest: Path, split: Path) -> None:
     table = read_table(manifest)
     if params.group_by == "copy":
         table["group"] = table["copy_group"]
-    if params.protocol != "grouped" and TESTING not in set(table["folder"]):
+    if params.protocol not in ("grouped", "source") and TESTING not in set(table["folder"]):
         print(f"no Testing folder: fold {params.fold} of {params.folds} is the test set")
     table["subset"] = assign_subsets(
-        table, params.protocol, params.folds, params.fold, params.validation_folds, params.seed
+        table, params.protocol, params.folds, params.fold, params.validation_folds, params.seed, params.source
     )
     write_table(table[["path", "class", "copy_group", "patient", "group", "subset"]], split)
     print(describe_subsets(table))

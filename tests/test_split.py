@@ -131,3 +131,44 @@ def test_subsets_are_counted_by_class():
     lines = [line.split() for line in describe_subsets(split).splitlines()]
     assert lines[0] == ["subset", "train", "test", "all"]
     assert lines[2:] == [["a", "1", "1", "2"], ["b", "1", "0", "1"], ["all", "2", "1", "3"]]
+
+
+def make_sources():
+    """Class a is all 512 x 512, b has both sizes; one of b's 512 x 512 images is a copy of a smaller one."""
+    n = 40
+    table = pd.DataFrame(
+        {
+            "class": ["a"] * n + ["b"] * n,
+            "folder": "Training",
+            "width": [512] * n + [512, 300] * (n // 2),
+            "height": 512,
+            "mode": ["L", "RGB"] * n,
+            "patient": ["1"] * n + [None] * n,
+            "group": range(2 * n),
+            "copy_group": range(2 * n),
+        }
+    )
+    table.loc[41, "group"] = 40
+    return table
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_a_source_tests_and_the_other_trains_where_a_class_has_both(fold):
+    table = make_sources()
+    subset = assign_subsets(table, "source", **SETTINGS | {"fold": fold}, source="square512")
+    square = (table["width"] == 512).to_numpy()
+    b = (table["class"] == "b").to_numpy()
+    held_out = square if fold == 0 else ~square
+    assert ((subset == "test")[b] == held_out[b]).all()
+    # Its copy is on the other side and neither trains nor tests.
+    assert np.flatnonzero(subset == "unused").tolist() == [41 if fold == 0 else 40]
+    assert crossing(table, subset, "group", ["train", "validation", "test"]).empty
+    # Class a has one source only: a fold of it tests.
+    assert (subset == "test")[~b].sum() == 8
+
+
+def test_a_source_that_no_class_can_do_without_is_an_error():
+    with pytest.raises(UserError, match=r"split\.source: no class has images of both kinds of patient_known"):
+        assign_subsets(make_sources(), "source", **SETTINGS, source="patient_known")
+    with pytest.raises(UserError, match="has the folds 0 and 1, got 2"):
+        assign_subsets(make_sources(), "source", **SETTINGS | {"fold": 2}, source="mode")

@@ -1,0 +1,470 @@
+"""The study of study.yaml: what is missing of it is queued, run and read back through DVC.
+
+    python -m braintumor.study [--list] [--jobs N]
+
+It may be stopped at any moment and started again. Run it where params.yaml and study.yaml lie.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import pandas as pd
+import yaml
+from pydantic import ValidationError
+
+from braintumor.errors import UserError
+from braintumor.params import Params, load_params
+from braintumor.study_tables import fill_page, ladder, ladder_figure
+from braintumor.tables import read_table, write_table
+
+STUDY, PARAMS = Path("study.yaml"), Path("params.yaml")
+RESULTS, PLOTS, PAGE = Path("metrics/study.csv"), Path("plots/study"), Path("docs/study.md")
+TARGET = "evaluate"  # what comes after it, such as pictures and the report, no row needs
+# What an experiment is queued from has to be committed, or its commit says something else than what ran.
+COMMITTED = ["params.yaml", "dvc.yaml", "braintumor", "stages"]
+KEPT = re.compile(r"(accuracy|images|sensitivity|balanced_accuracy|f1$|mcc)")
+DVC = [sys.executable, "-m", "dvc"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row of the study.
+
+    Attributes
+    ----------
+    name : str
+        Of DVC's experiment.
+    part, entry : str
+        Where it stands in study.yaml; an entry's rows differ in a seed, a fold or a value that is compared.
+    cut : str
+        What was cut for two cores.
+    overrides : dict
+        Params by names such as ``train.lr``.
+    """
+
+    name: str
+    part: str
+    entry: str
+    cut: str
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What DVC knows of an experiment.
+
+    Attributes
+    ----------
+    state : {"success", "running", "queued", "failed"}
+    recipe : str or None
+        See `recipe_of`.
+    commit : str
+        That it started from.
+    reason : str
+        Of a failure.
+    pid : int or None
+        Of a running one.
+    metrics : dict
+        Of each file in metrics/, by its name.
+    """
+
+    name: str
+    state: str
+    recipe: str | None
+    commit: str
+    reason: str
+    pid: int | None
+    metrics: dict[str, dict[str, float]]
+
+
+def with_overrides(content: dict, overrides: dict[str, Any]) -> Params:
+    """Return the params of a params.yaml with some values replaced, by names such as ``train.lr``.
+
+    Raises
+    ------
+    ValidationError, KeyError, ValueError
+        If there is no such param, or if it does not take such a value.
+    """
+    changed = {section: dict(values) for section, values in content.items()}
+    for name, value in overrides.items():
+        section, param = name.split(".")
+        changed[section][param] = value
+    return Params.model_validate(changed)
+
+
+def read_study(file: Path, content: dict) -> list[Experiment]:
+    """Read the rows of a study, in the order in which they run.
+
+    Parts follow each other; within one, the first row of each entry comes before the second of any.
+
+    Parameters
+    ----------
+    file : Path
+        ``parts`` -> part -> ``experiments``: a list of ``name``, ``overrides``, ``cut``, and ``vary``, one param
+        with a list of values, each of which makes a row.
+    content : dict
+        Of params.yaml.
+
+    Raises
+    ------
+    UserError
+        If a name occurs twice or a param is not one.
+    """
+    parts = yaml.safe_load(file.read_text(encoding="utf-8"))["parts"]
+    experiments = []
+    for part, described in parts.items():
+        rounds: dict[int, list[Experiment]] = {}
+        for entry in described["experiments"]:
+            name, cut = entry["name"], entry.get("cut", described.get("cut", "none"))
+            overrides = entry.get("overrides", {})
+            ((param, values),) = entry.get("vary", {None: [None]}).items()
+            for number, value in enumerate(values):
+                ending = f"-{param.split('.')[1]}-{value}" if param else ""
+                varied = overrides | ({param: value} if param else {})
+                row = Experiment(f"{name}{ending}", part, name, cut, varied)
+                rounds.setdefault(number, []).append(row)
+                try:
+                    with_overrides(content, varied)
+                except (ValidationError, KeyError, ValueError) as error:
+                    raise UserError(f"{file}: {row.name}: {' '.join(str(error).split())}") from None
+        experiments += [row for number in sorted(rounds) for row in rounds[number]]
+    names = [row.name for row in experiments]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{file}: named twice: {', '.join(twice)}")
+    return experiments
+
+
+def git(*arguments: str) -> str:
+    """Return what a git command prints."""
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def dvc(*arguments: str) -> str:
+    """Return what a DVC command prints.
+
+    Raises
+    ------
+    UserError
+        If it fails.
+    """
+    # Its workers and the stages' commands say `dvc` and `python`.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    # Files, since the workers that it starts would keep a pipe open as long as they run.
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as errors:
+        done = subprocess.run(
+            [*DVC, *arguments], env=os.environ | {"PATH": path}, stdout=out, stderr=errors, check=False
+        )
+        for file in (out, errors):
+            file.seek(0)
+        if done.returncode:
+            raise UserError(f"dvc {' '.join(arguments)} failed: {' '.join(errors.read().split())[-1000:]}")
+        return out.read()
+
+
+def _again(*arguments: str) -> str:
+    """Return what a DVC command prints that fails where an experiment's folder comes or goes meanwhile."""
+    for _ in range(4):
+        try:
+            return dvc(*arguments)
+        except UserError:
+            time.sleep(3)
+    return dvc(*arguments)
+
+
+@cache
+def committed(commit: str) -> tuple[dict, str, list[str]]:
+    """Return a commit's params, what its stages up to the target run (commands and code), and their sections."""
+    stages = yaml.safe_load(git("show", f"{commit}:dvc.yaml"))["stages"]
+    needed = list(stages)[: list(stages).index(TARGET) + 1]
+    deps = sorted(
+        {dep for name in needed for dep in stages[name]["deps"] if dep.startswith(("braintumor", "stages"))}
+    )
+    commands = [stages[name]["cmd"] for name in needed]
+    sections = sorted({section for name in needed for section in stages[name].get("params", [])})
+    content = yaml.safe_load(git("show", f"{commit}:params.yaml"))
+    return content, json.dumps([commands, git("ls-tree", commit, *deps)]), sections
+
+
+def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | None:
+    """Return a hash of all that decides a result: commands, code and params of the stages up to the target.
+
+    None for a commit whose params are none of today's.
+    """
+    try:
+        content, code, sections = committed(commit)
+        params = with_overrides(content, overrides or {}).model_dump()
+    except (ValidationError, KeyError, ValueError, subprocess.CalledProcessError):
+        return None
+    used = {section: params[section] for section in sections if section in params}
+    return sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def baselines() -> list[str]:
+    """Return the commits that DVC has experiments of, this one first."""
+    commits = [git("rev-parse", "HEAD").strip()]
+    for name in git("for-each-ref", "--format=%(refname)", "refs/exps").split():
+        if match := re.match(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/", name):
+            commits.append(match[1] + match[2])
+        elif name.startswith("refs/exps/celery/"):
+            commits += re.findall(r"dvc-exp:[0-9a-f]{40}:([0-9a-f]{40}):", git("reflog", "show", name))
+    return list(dict.fromkeys(commits))
+
+
+def read_records(names: set[str]) -> list[Record]:
+    """Ask DVC for the experiments of some names, finished or not."""
+    revisions = [argument for commit in baselines() for argument in ("--rev", commit)]
+    shown = json.loads(_again("exp", "show", "--json", *revisions))
+    records = []
+    for baseline in shown:
+        for experiment in baseline["experiments"] or []:
+            if experiment["name"] not in names:
+                continue
+            executor = experiment["executor"] or {"state": "success"}
+            local = executor.get("local") or {}
+            revision = experiment["revs"][0]
+            metrics = (revision["data"] or {}).get("metrics") or {}
+            records.append(
+                Record(
+                    experiment["name"],
+                    executor["state"],
+                    recipe_of(revision["rev"]),
+                    baseline["rev"],
+                    read_reason(local.get("log"), local.get("returncode"))
+                    if executor["state"] == "failed"
+                    else "",
+                    local.get("pid"),
+                    {Path(file).stem: content.get("data") or {} for file, content in metrics.items()},
+                )
+            )
+    return records
+
+
+def read_reason(log: str | None, code: int | None) -> str:
+    """Return the line of a failed experiment's log that says why."""
+    lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if log else []
+    said = [line for line in lines if line.lower().startswith("error: ")]
+    if said:
+        return said[0][len("error: ") :]
+    return f"killed, or failed without a word (exit status {code})"
+
+
+def result_row(row: Experiment, params: Params, record: Record) -> dict[str, Any]:
+    """Return an experiment's line of the table: what it was, and what DVC has of its metrics."""
+    test, baseline = record.metrics.get("test", {}), record.metrics.get("baselines", {})
+    return {
+        "part": row.part,
+        "entry": row.entry,
+        "name": row.name,
+        "state": record.state,
+        "reason": record.reason,
+        "cut": row.cut,
+        "model": params.train.model,
+        "protocol": params.split.protocol,
+        "group_by": params.split.group_by,
+        "size": params.preprocess.size,
+        "epochs": params.train.epochs,
+        "fold": params.split.fold,
+        "seed": params.train.seed,
+        "recipe": record.recipe,
+        "commit": record.commit[:10],
+        "validation_accuracy": record.metrics.get("train", {}).get("validation_accuracy"),
+        **{key: value for key, value in test.items() if KEPT.match(key)},
+        **{f"baseline_{key}": value for key, value in baseline.items() if key.startswith("accuracy")},
+    }
+
+
+class Study:
+    """A study and where it stands.
+
+    Parameters
+    ----------
+    experiments : list of Experiment
+    """
+
+    def __init__(self, experiments: list[Experiment]) -> None:
+        self.experiments = experiments
+        self.recipes = {row.name: recipe_of("HEAD", row.overrides) for row in experiments}
+        table = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
+        current = table["recipe"] == table["name"].map(self.recipes)
+        finished = table[current & (table["state"] == "success")]
+        self.kept = {line["name"]: line for line in finished.to_dict("records")}
+        self.records: dict[str, Record] = {}
+        self.stale: list[Record] = []
+
+    def look(self) -> None:
+        """Read DVC's records; of several of one row a finished one counts, then one that may still finish."""
+        order = ["failed", "queued", "running", "success"]
+        known = sorted(read_records(set(self.recipes)), key=lambda record: order.index(record.state))
+        self.records = {record.name: record for record in known if record.recipe == self.recipes[record.name]}
+        self.stale = [record for record in known if record.recipe != self.recipes[record.name]]
+
+    def state(self, row: Experiment) -> str:
+        """Return success, running, queued, failed or missing."""
+        if row.name in self.records:
+            return self.records[row.name].state
+        return "success" if row.name in self.kept else "missing"
+
+    def rows(self, *states: str) -> list[Experiment]:
+        """Return the rows in some states, in the study's order."""
+        return [row for row in self.experiments if self.state(row) in states]
+
+    def queue(self) -> None:
+        """Queue what is neither finished nor in the queue; what failed before is tried again."""
+        head = git("rev-parse", "HEAD").strip()
+        old = {r.name for r in self.stale if r.state == "queued" or r.commit == head}
+        for name in sorted(old | {row.name for row in self.rows("failed")}):
+            dvc("queue" if name not in old else "exp", "remove", name)
+        for row in self.rows("missing", "failed"):
+            overrides = [
+                text for name, value in row.overrides.items() for text in ("-S", f"{name}={json.dumps(value)}")
+            ]
+            dvc("exp", "run", "--queue", "--name", row.name, *overrides, TARGET)
+            print(f"queued {row.name}", flush=True)
+
+    def export(self, content: dict) -> None:
+        """Write the table, the ladder and the tables of the page."""
+        lines = []
+        for row in self.experiments:
+            if self.state(row) == "success" and row.name not in self.records:
+                lines.append(self.kept[row.name])
+            elif self.state(row) in ("success", "failed"):
+                lines.append(result_row(row, with_overrides(content, row.overrides), self.records[row.name]))
+        if not lines:
+            return
+        table = pd.DataFrame(lines)
+        write_table(table, RESULTS)
+        rungs = ladder(table)
+        if len(rungs):
+            write_table(rungs, PLOTS / "ladder.csv")
+            ladder_figure(rungs, PLOTS / "ladder.png")
+        if PAGE.exists():
+            PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), table), encoding="utf-8")
+
+
+def is_alive(pid: int | None) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    return pid is not None
+
+
+def run(study: Study, content: dict, jobs: int) -> None:
+    """Run what is queued and write the table after each experiment, until nothing is left to wait for."""
+    told, lost = {row.name for row in study.rows("success")}, set()
+    refs, looked = "", 0.0
+    while True:
+        # An experiment that ends changes git's refs; the rest, such as workers that were killed, shows in time.
+        if (now := git("for-each-ref", "refs/exps")) == refs and time.monotonic() - looked < 60:
+            time.sleep(1)
+            continue
+        refs, looked = now, time.monotonic()
+        study.look()
+        study.export(content)
+        for row in study.rows("success", "failed"):
+            if row.name not in told:
+                told.add(row.name)
+                print(describe(study, row), flush=True)
+        if not study.rows("queued", "running"):
+            dvc("queue", "stop")  # the second of two workers does not always see that nothing is left
+            return
+        # A process that is gone at two looks took its worker with it.
+        gone = {row.name for row in study.rows("running") if not is_alive(study.records[row.name].pid)}
+        if gone & lost:
+            dvc("queue", "kill", "--force", *sorted(gone & lost))
+        lost = gone
+        dvc("queue", "start", "--jobs", str(jobs))
+
+
+def describe(study: Study, row: Experiment) -> str:
+    """Say in a line how an experiment ended."""
+    number = f"{study.experiments.index(row) + 1} of {len(study.experiments)}"
+    record = study.records[row.name]
+    if record.state == "failed":
+        return f"{number}: {row.name} failed: {record.reason}"
+    return f"{number}: {row.name}: {100 * record.metrics['test']['accuracy']:.1f}% of the test images right"
+
+
+def stop(study: Study) -> None:
+    """End the workers and what they run; what is queued stays in the queue."""
+    print("stopping; what runs begins anew with the next start", flush=True)
+    dvc("queue", "stop")
+    study.look()
+    if running := [row.name for row in study.rows("running")]:
+        dvc("queue", "kill", "--force", *running)
+
+
+def show(study: Study, content: dict) -> None:
+    """List the rows with their states, and the time that those to run will take."""
+    from braintumor.pace import seconds_of  # here, since torch takes seconds to import
+
+    params = {row.name: with_overrides(content, row.overrides) for row in study.experiments}
+    states = ("missing", "failed", "queued", "running")
+    seconds = {row.name: seconds_of(params[row.name]) for row in study.rows(*states)}
+    lines = [
+        {
+            "experiment": row.name,
+            "state": study.state(row),
+            "minutes": f"{seconds[row.name] / 60:.1f}" if row.name in seconds else "",
+            "cut": row.cut,
+        }
+        for row in study.experiments
+    ]
+    print(pd.DataFrame(lines).to_string(index=False))
+    for row in study.rows("failed"):
+        print(f"{row.name} failed: {study.records[row.name].reason}")
+    print(f"\n{len(seconds)} of {len(lines)} to run, about {sum(seconds.values()) / 3600:.1f} hours one at a time")
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m braintumor.study", description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show what will run and how long it will take")
+    parser.add_argument(
+        "--jobs", type=int, help="experiments at a time; as many as have their train.threads cores"
+    )
+    options = parser.parse_args(arguments)
+    params = load_params(PARAMS)
+    content = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    experiments = read_study(STUDY, content)
+    if git("status", "--porcelain", "--", *COMMITTED).strip():
+        raise UserError(
+            "commit params.yaml, dvc.yaml, braintumor and stages first: each experiment names its commit"
+        )
+    study = Study(experiments)
+    study.look()
+    if options.list:
+        show(study, content)
+        return
+    # Ended by a batch system as by Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        study.queue()
+        run(study, content, options.jobs or max(1, (os.cpu_count() or 1) // params.train.threads))
+    except KeyboardInterrupt:
+        stop(study)
+        sys.exit("stopped: run it again for the rest")
+    failed = study.rows("failed")
+    print(f"{len(study.rows('success'))} of {len(experiments)} finished, in {RESULTS}; {len(failed)} failed")
+    for row in failed:
+        print(f"{row.name} failed: {study.records[row.name].reason}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

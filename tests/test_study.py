@@ -1,0 +1,196 @@
+"""What the study of study.yaml runs, how it is told apart, and what its tables come to."""
+
+import json
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.stats.api as sms
+import yaml
+
+from braintumor import study, study_tables
+from braintumor.errors import UserError
+from tests.conftest import PROJECT
+
+CONTENT = yaml.safe_load((PROJECT / "params.yaml").read_text())
+
+
+def write(tmp_path, experiments):
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"parts": {"first": {"cut": "all", "experiments": experiments}}}))
+    return file
+
+
+def test_rows_come_round_by_round_and_each_has_its_value(tmp_path):
+    file = write(
+        tmp_path,
+        [
+            {"name": "a", "overrides": {"train.lr": 0.1}, "vary": {"train.seed": [1, 2]}},
+            {"name": "b", "cut": "half"},
+        ],
+    )
+    rows = study.read_study(file, CONTENT)
+    assert [(row.name, row.entry, row.cut, row.overrides) for row in rows] == [
+        ("a-seed-1", "a", "all", {"train.lr": 0.1, "train.seed": 1}),
+        ("b", "b", "half", {}),
+        ("a-seed-2", "a", "all", {"train.lr": 0.1, "train.seed": 2}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        ([{"name": "a", "overrides": {"train.droput": 0.1}}], r"a: .*droput"),
+        ([{"name": "a", "overrides": {"train": 0.1}}], "a: "),
+        ([{"name": "a", "vary": {"train.dropout": [0.1, 1.5]}}], r"a-dropout-1\.5: .*less than 1"),
+        ([{"name": "a"}, {"name": "a"}], "named twice: a"),
+    ],
+)
+def test_a_wrong_study_is_one_line(tmp_path, experiments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        study.read_study(write(tmp_path, experiments), CONTENT)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["study.yaml", "study.demo.yaml"])
+def test_the_projects_studies_can_be_run_and_told_in_their_page(name):
+    rows = study.read_study(PROJECT / name, CONTENT)
+    page = (PROJECT / "docs/study.md").read_text()
+    for part in {row.part for row in rows}:
+        assert page.count(f"<!-- {part} -->\n") == page.count(f"<!-- /{part} -->\n") == 1
+    described = yaml.safe_load((PROJECT / name).read_text())["parts"]
+    assert all(part["question"] for part in described.values())
+
+
+def test_the_ladder_comes_first_with_five_rows_a_rung_for_both_networks():
+    rows = study.read_study(PROJECT / "study.yaml", CONTENT)
+    ladder = [row for row in rows if row.part == "ladder"]
+    assert rows[: len(ladder)] == ladder
+    kinds = {}
+    for row in ladder:
+        params = study.with_overrides(CONTENT, row.overrides)
+        kind = params.train.model, params.split.protocol, params.split.group_by
+        kinds.setdefault(kind, set()).add((params.train.seed, params.split.fold))
+    assert set(kinds) == {(model, *rung) for model in ("resnet", "cnn3") for rung in study_tables.RUNGS}
+    assert {len(repeats) for repeats in kinds.values()} == {5}
+
+
+def make_table(accuracies, **columns):
+    lines = [
+        {
+            "part": "ladder",
+            "entry": "x",
+            "name": f"x-fold-{i}",
+            "state": "success",
+            "cut": "none",
+            "size": 8,
+            "epochs": 2,
+        }
+        | {
+            "model": "resnet",
+            "protocol": "grouped",
+            "group_by": "patient",
+            "fold": i,
+            "seed": 1,
+            "accuracy": value,
+        }
+        | columns
+        for i, value in enumerate(accuracies)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_a_rung_is_the_mean_of_its_rows_with_students_interval():
+    values = [0.9, 0.94, 0.95, 0.91, 0.92]
+    failed = make_table([0.1], state="failed")
+    rung = study_tables.ladder(pd.concat([make_table(values), failed])).iloc[0]
+    low, high = sms.DescrStatsW(values).tconfint_mean(alpha=0.05)
+    assert (rung["rung"], rung["measured_on"], rung["repeats"]) == ("grouped by patient", "all test images", 5)
+    assert rung["mean"] == pytest.approx(0.924)
+    assert (rung["low"], rung["high"]) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_one_row_has_its_own_interval_and_baselines_their_own_line():
+    table = make_table([0.9], accuracy_low=0.85, accuracy_high=0.95, baseline_accuracy_size=0.6)
+    rungs = study_tables.ladder(table).set_index("model")
+    assert rungs.loc["resnet", ["repeats", "low", "high"]].tolist() == [1, 0.85, 0.95]
+    assert rungs.loc["baseline size", "mean"] == 0.6
+    # What was not measured has no line.
+    assert len(study_tables.ladder(table.assign(accuracy_patient_free=np.nan))) == 2
+
+
+def test_values_that_are_compared_have_a_line_each_and_repetitions_share_one():
+    table = pd.concat([make_table([0.5, 0.7]), make_table([0.8]).assign(name="x-dropout-0.1")])
+    lines = study_tables.summary(table, "ladder").splitlines()[2:]
+    assert len(lines) == 2
+    assert lines[0].startswith("| x | 2 | 8 | 2 | none | 60.0% [")
+    assert lines[1] == "| x-dropout-0.1 | 1 | 8 | 2 | none | 80.0% |"
+
+
+def test_the_reason_of_a_failure_is_the_stages_own_word(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("Running stage 'train':\nerror: train.lr: too high\nERROR: failed to reproduce 'train'\n")
+    assert study.read_reason(str(log), 1) == "train.lr: too high"
+    log.write_text("Running stage 'train':\n")
+    assert study.read_reason(str(log), -9) == "killed, or failed without a word (exit status -9)"
+    assert "exit status None" in study.read_reason(None, None)
+
+
+@pytest.mark.slow
+def test_the_demo_is_stopped_and_does_only_what_is_missing(finished, tmp_path):
+    clone = finished.clone(tmp_path / "clone")
+    clone.link_venv()
+    content = yaml.safe_load((clone.folder / "study.demo.yaml").read_text())
+    bad = {"name": "too-fast", "overrides": {"train.lr": 1e30}}
+    content["parts"]["ladder"]["experiments"].insert(0, bad)
+    (clone.folder / "study.demo.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    demo = clone.folder / "study-demo"
+    process = subprocess.Popen(
+        ["python", "-m", "scripts.study_demo", "--jobs", "1"],
+        cwd=clone.folder, env=clone.env, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = []
+    for line in process.stdout:
+        first.append(line)
+        if "test images right" in line:
+            study_process = subprocess.run(
+                ["pgrep", "--parent", str(process.pid)], capture_output=True, text=True, check=True
+            ).stdout
+            time.sleep(3)  # the next one is running
+            subprocess.run(["kill", "-s", str(int(signal.SIGTERM)), *study_process.split()], check=True)
+    assert process.wait() != 0
+    assert sum("queued" in line for line in first) == 4
+    done = pd.read_csv(demo / "metrics/study.csv").set_index("name")
+    assert done.loc["too-fast", "state"] == "failed"
+    assert "Running" not in clone.run(f"cd {demo} && dvc queue status")
+    refs = clone.run(f"git -C {demo} for-each-ref refs/exps | grep -v celery")
+
+    listed = clone.run("python -m scripts.study_demo --list")
+    assert re.search(r"ladder-default-official +success", listed)
+    assert re.search(r"\d of 4 to run, about \d+\.\d hours", listed)
+    output = clone.run("make study STUDY=demo")
+    assert "3 of 4 finished, in metrics/study.csv; 1 failed" in output
+    assert "too-fast failed: the training has diverged: the loss is" in output
+    # What had been finished is the very same experiment.
+    assert set(refs.splitlines()) <= set(clone.run(f"git -C {demo} for-each-ref refs/exps").splitlines())
+    table = pd.read_csv(demo / "metrics/study.csv").set_index("name")
+    assert (table["state"] == "failed").sum() == 1
+    assert table.loc["ladder-default-patient-fold-1", "fold"] == 1
+    shown = json.loads(clone.run(f"cd {demo} && dvc exp show --json"))[1]["experiments"]
+    scores = {
+        row["name"]: row["revs"][0]["data"]["metrics"]["metrics/test.json"]["data"]["accuracy"]
+        for row in shown
+        if row["executor"]["state"] == "success"
+    }
+    assert table["accuracy"].dropna().to_dict() == scores
+    assert (demo / "plots/study/ladder.png").stat().st_size > 5000
+    rungs = pd.read_csv(demo / "plots/study/ladder.csv")
+    assert set(rungs["rung"]) == {"official", "grouped by patient"}
+    assert "| ladder-default-patient | 2 |" in (demo / "docs/study.md").read_text()
+    drawn = clone.run(f"cd {demo} && dvc plots show plots/study/ladder.csv -x rung -y mean --json")
+    assert "grouped by patient" in drawn
+    assert clone.run("git status --porcelain") == " M study.demo.yaml\n"
