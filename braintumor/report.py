@@ -478,7 +478,8 @@ def evaluation_facts(results: Results) -> dict[str, Any]:
         [
             row["class"],
             int(row["images"]),
-            *(bounded(row, name, f"{name}_low", f"{name}_high") for name in columns),
+            *(bounded(row, name, f"{name}_low", f"{name}_high") for name in columns[:4]),
+            *(number_with_interval(row.dropna(), name) for name in columns[4:]),
         ]
         for _, row in tables["class_scores"].iterrows()
     ]
@@ -622,7 +623,10 @@ def saliency_facts(results: Results, params: Params) -> dict[str, Any]:
         caption = next((text for start, text in SHEETS.items() if name.startswith(start)), name)
         subject = name.removeprefix("layers_") if name.startswith("layers_") else ""
         caption = f"{caption[:-1]} of the class {subject}." if subject else caption
-        sheets.append({"uri": charts.file_uri(content, "png"), "alt": caption, "caption": caption})
+        folded = name.startswith("layers_")
+        sheets.append(
+            {"folded": folded, "uri": charts.file_uri(content, "png"), "alt": caption, "caption": caption}
+        )
     return {
         "saliency_text": (
             "Grad-CAM (Selvaraju et al. 2017) marks what speaks for the class that the network names. A map that "
@@ -709,10 +713,8 @@ def limits(results: Results, params: Params) -> list[str]:
             f"The border of an image alone gives its class for {percent(sides['border'])} of the test images: "
             "part of any score here is about scanners and sources."
         )
-    if data["contradictory_copy_groups"]:
-        found.append(
-            f"{data['contradictory_copy_groups']} pictures carry two labels; at least one of each is wrong."
-        )
+    if pictures := data["contradictory_copy_groups"]:
+        found.append(f"Pictures with two labels, one of which must be wrong: {pictures}.")
     if test.get("images_copied"):
         found.append(f"{test['images_copied']} of the {test['images']} test images have a copy in training.")
     if params.data.source == "phantom":
