@@ -64,7 +64,9 @@ def run(*command: str) -> str:
 def run_row(row: tuple[str, str, int, int]) -> dict:
     """Run one experiment and return its line of the table."""
     protocol, group_by, seed, fold = row
-    name = f"seeds-{protocol}-{group_by}-{seed}-{fold}"
+    head = run("git", "rev-parse", "--short", "HEAD").strip()
+    # DVC finds no name that two commits have an experiment of.
+    name = f"seeds-{head}-{protocol}-{group_by}-{seed}-{fold}"
     if name in run("dvc", "exp", "list", "--name-only").split():
         run("dvc", "exp", "remove", name)
     overridden = {
@@ -73,7 +75,6 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
         "split.fold": fold,
         "train.seed": seed,
     }
-    head = run("git", "rev-parse", "--short", "HEAD").strip()
     overrides = [text for param, value in overridden.items() for text in ("-S", f"{param}={value}")]
     start = time.perf_counter()
     run("dvc", "exp", "run", "--temp", "--name", name, *overrides, "evaluate")
