@@ -8,7 +8,7 @@ from scipy.special import log_softmax, softmax
 from braintumor.intervals import Resamples, named, percentile_interval, share
 
 CONFIDENT = 0.9  # an error with more than this probability is one that no threshold would have caught
-LIMITS = 0.05, 20.0  # of the temperature: where no image is wrong, a better one is always further off
+LIMITS = 0.05, 20.0  # of the temperature
 
 
 def calibrate(logits: np.ndarray, temperature: float) -> np.ndarray:
@@ -34,8 +34,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns
     -------
     float
-        Above 1 for a network that is too sure, below for one that is not sure enough; between 0.05 and 20.
+        Above 1 for a network that is too sure, below for one that is not sure enough; between 0.05 and 20. 1 where
+        no image is wrong: the lowest log-loss is then that of no doubt at all, which a few images do not prove.
     """
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
     # The log-loss is convex in the temperature's inverse, so it has one minimum along the logarithm too.
     found = minimize_scalar(
         lambda exponent: log_loss(logits, labels, np.exp(exponent)).mean(),

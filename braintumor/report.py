@@ -3,6 +3,7 @@
 import platform
 from dataclasses import dataclass
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ SECTIONS = (
     ("evaluation", "Evaluation"),
     ("errors", "Errors"),
     ("saliency", "Where it looks"),
+    ("use", "Use"),
     ("environment", "Environment"),
     ("card", "Model card"),
     ("limits", "Limits"),
@@ -37,12 +39,12 @@ SECTIONS = (
 PROTOCOLS = {
     ("grouped", "patient"): (
         "New people",
-        "Both folders were pooled and cut anew: no known patient and no copy of an image is on both sides.",
+        "All images were pooled and cut anew: no known patient and no copy of an image is on both sides.",
     ),
     ("grouped", "copy"): (
         "New pictures",
-        "Both folders were pooled and cut anew: no copy of an image is on both sides, but other images "
-        "of the same people are.",
+        "The images were pooled and cut anew: no copy of an image is on both sides. Where several images show one "
+        "person, that person may be.",
     ),
     ("official", None): (
         "The official test folder",
@@ -52,6 +54,10 @@ PROTOCOLS = {
         "The official test folder, its copies left out of training",
         "Tested on the folder Testing; training images with a copy there were left out. The same people may be on "
         "both sides.",
+    ),
+    ("source", None): (
+        "Images of another source",
+        "Tested on images that differ from all training images in what stands for their source.",
     ),
     ("seed", None): (
         "Half of the official test folder",
@@ -88,6 +94,8 @@ class Results:
     checksums : dict of str
         SHA-256 by file.
     commit : str
+    command : str
+        What repeats it.
     """
 
     manifest: pd.DataFrame
@@ -106,6 +114,7 @@ class Results:
     seeds: pd.DataFrame | None
     checksums: dict[str, str]
     commit: str
+    command: str
 
     @property
     def classes(self) -> list[str]:
@@ -164,44 +173,49 @@ def render_report(results: Results, params: Params) -> tuple[str, str]:
         charts=draw_charts(results),
         environment=environment_rows(results, params),
         checksums=list(results.checksums.items()),
-        command=f"git checkout {results.commit}\nmake repro" if results.commit else "make repro",
+        command=results.command,
+        deployed=deployed_rows(results.metrics["export"]),
         params=yaml.safe_dump(params.model_dump(), sort_keys=False),
         card=Markup(MarkdownIt("commonmark", {"html": False}).render(card)),
         limits=limits(results, params),
         **data_facts(results),
         **training_facts(results),
-        **evaluation_facts(results),
+        **evaluation_facts(results, params.evaluate.negative),
         **error_facts(results, params.report.gallery),
         **saliency_facts(results, params),
     )
     return html, f"# Model card\n\n{card}"
 
 
-def protocol_of(params: Params) -> tuple[str, str]:
-    """Return the label and the sentence of the protocol that was tested."""
-    split = params.split
-    by = split.group_by if split.protocol == "grouped" else None
-    label, sentence = PROTOCOLS.get((split.protocol, by), (split.protocol, f"split.protocol={split.protocol}."))
-    if (split.protocol, by) == ("grouped", "patient"):
+def protocol_of(results: Results, params: Params) -> tuple[str, str]:
+    """Return the label and the sentence of what was tested, by the protocol and by what is known of the images."""
+    split, data = params.split, results.metrics["data"]
+    protocol, by = split.protocol, split.group_by
+    if not data["testing_images"]:
+        protocol = "grouped"  # what the split does without a folder Testing
+    if not data["patients"]:
+        by = "copy"
+    label, sentence = PROTOCOLS[protocol, by if protocol == "grouped" else None]
+    if protocol == "grouped":
         sentence += f" This is fold {split.fold} of {split.folds}."
+    if protocol == "source":
+        sentence += f" Here: {split.source}."
     return label, sentence
 
 
 def answer(results: Results, params: Params) -> dict[str, Any]:
     """Return the figures of the first screen."""
     test, baselines = results.metrics["test"], results.tables["baselines"]
-    label, sentence = protocol_of(params)
+    label, sentence = protocol_of(results, params)
     blind = baselines[~baselines["baseline"].isin(["network", "network_border"])]
     best = blind.loc[blind["accuracy"].idxmax()]
-    known = results.metrics["data"]["patients"]
-    asked = (
-        "a person that it has never seen" if label == "New people" and known else "an image that it has not seen"
-    )
+    asked = "a person that it has never seen" if label == "New people" else "an image that it has not seen"
+    bounded = test["errors"] and "accuracy_groups_low" in test
     return {
         "question": f"How often is the network right about {asked}?",
         "label": label,
         "protocol": sentence,
-        "baseline": f"What can be guessed without looking at the brain: {percent(best['accuracy'])} "
+        "baseline": f"What can be guessed from what should not matter: {percent(best['accuracy'])} "
         f"({best['description']}).",
         "accuracy": test["accuracy"],
         "low": test["accuracy_low"],
@@ -211,14 +225,17 @@ def answer(results: Results, params: Params) -> dict[str, Any]:
         "distinct_low": test["accuracy_distinct_low"],
         "distinct_high": test["accuracy_distinct_high"],
         "images_distinct": test["images_distinct"],
-        "groups_low": test.get("accuracy_groups_low"),
-        "groups_high": test.get("accuracy_groups_high"),
+        "groups_low": test["accuracy_groups_low"] if bounded else None,
+        "groups_high": test["accuracy_groups_high"] if bounded else None,
     }
 
 
 def claim(results: Results, params: Params) -> dict[str, Any]:
     """Return what the official split would claim, where it is known, and what that claim is worth."""
     data, test = results.metrics["data"], results.metrics["test"]
+    if not data["testing_images"]:
+        lines = ["The images came in one folder per class, without a test folder of their own."]
+        return {"label": "No official split", "number": ABSENT, "lines": lines}
     worth = [
         f"{data['copied_testing_images']} of the {data['testing_images']} images in Testing are copies of one in "
         f"Training, and {data['patients_in_both']} of the {data['patients_in_testing']} known patients there are "
@@ -374,13 +391,14 @@ def data_facts(results: Results) -> dict[str, Any]:
 
 
 def copy_pairs(results: Results, most: int = 8) -> list[dict[str, Any]]:
-    """Choose pairs of a file in Testing and its nearest in Training that are copies, evenly over the list."""
+    """Choose pairs of nearest images that are copies, across the folders where there are such, evenly."""
     table = results.manifest.reset_index(drop=True)
     rows = pd.Series(table.index, index=table["path"])
-    groups = pd.Series(table["copy_group"].to_numpy(), index=table["path"])
-    tested = table[(table["folder"] == "Testing") & table["nearest"].isin(rows.index)]
-    pairs = tested[tested["copy_group"] == groups.reindex(tested["nearest"]).to_numpy()]
-    pairs = pairs[pairs["nearest"].str.startswith("Training")]
+    nearest = table["nearest"].map(rows)
+    known = nearest.notna()
+    copied = table[known & (table["copy_group"] == table["copy_group"].reindex(nearest).to_numpy())]
+    crossing = copied[copied["path"].str.startswith("Testing") & copied["nearest"].str.startswith("Training")]
+    pairs = crossing if len(crossing) else copied
     chosen = pairs.iloc[np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int)]
     return [
         {
@@ -430,16 +448,17 @@ def network_text(results: Results) -> str:
     )
 
 
+# What a score is called, and the metric whose bounds come from the bootstrap.
 NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "macro F1",
-    "precision": "macro precision",
-    "recall": "macro recall",
-    "mcc": "Matthews correlation (MCC)",
-    "kappa": "Cohen's kappa",
-    "auc": "AUC, one against the rest",
-    "average_precision": "average precision",
+    "accuracy": ("accuracy", "accuracy_groups"),
+    "balanced_accuracy": ("balanced accuracy", "balanced_accuracy"),
+    "f1": ("macro F1", "f1"),
+    "precision": ("macro precision", "precision"),
+    "recall": ("macro recall", "recall"),
+    "mcc": ("Matthews correlation (MCC)", "mcc"),
+    "kappa": ("Cohen's kappa", "kappa"),
+    "auc": ("AUC, one against the rest", "auc"),
+    "average_precision": ("average precision", "average_precision"),
 }
 CALIBRATED = {
     "ece": "expected calibration error (ECE)",
@@ -449,7 +468,7 @@ CALIBRATED = {
 }
 
 
-def evaluation_facts(results: Results) -> dict[str, Any]:
+def evaluation_facts(results: Results, negative: str | None) -> dict[str, Any]:
     """Return the tables of the evaluation."""
     test, calibration, tables = results.metrics["test"], results.metrics["calibration"], results.tables
 
@@ -495,20 +514,20 @@ def evaluation_facts(results: Results) -> dict[str, Any]:
         for _, row in tables["subgroups"].iterrows()
     ]
     scores = [
-        [text, f"{test[name]:.4f}", f"{test[f'{name}_low']:.4f} to {test[f'{name}_high']:.4f}"]
-        for name, text in NAMES.items()
-        if test.get(name) is not None and f"{name}_low" in test
+        [text, f"{test[name]:.3f}", f"{test[f'{bounds}_low']:.3f} to {test[f'{bounds}_high']:.3f}"]
+        for name, (text, bounds) in NAMES.items()
+        if test.get(name) is not None and f"{bounds}_low" in test
     ]
     calibrated = [
         [text, *(number_with_interval(calibration, f"{name}_{when}") for when in ("before", "after"))]
         for name, text in CALIBRATED.items()
         if f"{name}_before" in calibration
     ]
-    views = [name for name in ("flips", "scales", "views") if f"accuracy_{name}" in test]
+    views = [name for name in ("flips", "scales", "flips_scales") if f"accuracy_{name}" in test]
+    missing = results.predictions.set_index("path", drop=False).loc[results.missed["path"]]
     missed = [
-        [row["path"], row["class"], percent(row["probability_notumor"]), row["patient"] or "unknown"]
-        for _, row in results.missed.fillna({"patient": ""}).iterrows()
-        if "probability_notumor" in results.missed
+        [row["path"], row["class"], percent(row[f"calibrated_{negative}"]), row["patient"] or "unknown"]
+        for _, row in missing.fillna({"patient": ""}).iterrows()
     ]
     return {
         "subsets": subsets,
@@ -601,8 +620,8 @@ SHEETS = {
     "randomisation": "What is left of the maps as the weights are shuffled layer by layer, from the last.",
     "filters": "The filters of the first layer.",
     "augmentation": "Training images before and after augmentation.",
-    "dropout_sums": "Dropout: the distribution of a layer's sum for four probabilities.",
-    "dropout_image": "Dropout on an image: single values, and whole channels.",
+    "dropout_sums": "Dropout: the distribution of a layer's sum for several probabilities.",
+    "dropout_image": "Dropout on an image: single values, and whole channels; at a half where none is set.",
     "layers": "What each layer makes of one image.",
 }
 
@@ -668,6 +687,20 @@ def saliency_table(explain: dict[str, float | int], classes: list[str], border: 
     return {"header": ["maps of", *measures.values()], "rows": rows, "note": " ".join(notes)}
 
 
+def deployed_rows(export: dict[str, float | int]) -> list[list[str]]:
+    """Return what is known of the exported model: its size, how near it is to torch, and what it tells apart."""
+    rows = [
+        ["size of model.onnx", f"{export['onnx_bytes'] / 1e6:.2f} MB"],
+        ["largest difference from torch on the test images", f"{export['onnx_max_difference']:.1e}"],
+        ["test images marked as unlike the training images", percent(export["novelty_flagged_test"])],
+    ]
+    kinds = [name.removeprefix("novelty_auroc_") for name in export if name.startswith("novelty_auroc_")]
+    for kind in kinds:
+        area, marked = export[f"novelty_auroc_{kind}"], percent(export[f"novelty_flagged_{kind}"])
+        rows.append([f"told from test images: {kind}", f"AUROC {area:.3f}, {marked} marked"])
+    return rows
+
+
 def environment_rows(results: Results, params: Params) -> list[list[str]]:
     """Return versions, device and seeds."""
     trained = results.description.get("environment", {})
@@ -692,7 +725,7 @@ def data_text(params: Params) -> str:
     data = params.data
     return {
         "kaggle": f"Kaggle dataset {data.dataset}, version {data.version}",
-        "folder": f"the folder {data.folder}",
+        "folder": f"the folder {Path(data.folder or '').name}",
         "phantom": f"slices of {data.phantom_patients} made-up patients, seed {data.seed}: no real person's",
     }[data.source]
 
@@ -702,7 +735,7 @@ def limits(results: Results, params: Params) -> list[str]:
     data, test = results.metrics["data"], results.metrics["test"]
     sides = results.tables["baselines"].set_index("baseline")["accuracy"]
     found = [
-        "One data set and no external test set: nothing here says how it does on other hospitals' scans.",
+        "One data set and no external test set: nothing here says how it does on images from elsewhere.",
         "Single slices, no volumes, one network, one seed: another seed moves the score, by as much as "
         "metrics/seeds.csv says where it has rows.",
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images; elsewhere a "
@@ -725,7 +758,7 @@ def limits(results: Results, params: Params) -> list[str]:
 def card_facts(results: Results, params: Params) -> dict[str, Any]:
     """Return what the model card says."""
     test, data = results.metrics["test"], results.metrics["data"]
-    label, sentence = protocol_of(params)
+    label, sentence = protocol_of(results, params)
     scores = results.tables["class_scores"]
     weakest = scores.loc[scores["sensitivity"].idxmin()]
     train = results.metrics["train"]

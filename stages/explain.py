@@ -135,8 +135,9 @@ def draw_training(
     seed = params.explain.seed
     first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
     yield "augmentation", figures.augmentation_sheet(array, first, pick(Augmentation, train), seed)
-    yield "dropout_sums", figures.dropout_sums(train.dropout, seed)
-    yield "dropout_image", figures.dropout_image(array[min(first.values())], train.dropout, seed)
+    dropout = train.dropout or 0.5  # without any there would be nothing to see
+    yield "dropout_sums", figures.dropout_sums(dropout, seed)
+    yield "dropout_image", figures.dropout_image(array[min(first.values())], dropout, seed)
 
 
 if __name__ == "__main__":

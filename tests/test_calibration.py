@@ -55,12 +55,15 @@ def test_no_temperature_is_better_than_the_fitted_one():
     assert log_loss(logits, labels, best).mean() <= min(losses) + 1e-9
 
 
-def test_a_network_without_an_error_has_a_temperature_still():
+def test_a_network_without_an_error_keeps_its_temperature():
     logits, labels = np.eye(3) * 5.0, np.arange(3)
-    temperature = fit_temperature(logits, labels)  # any low one will do
-    assert 0.05 <= temperature < 0.5
-    scores = score_calibration(logits, labels, temperature, 10)
-    assert scores["log_loss_after"] == scores["ece_after"] == 0
+    assert fit_temperature(logits, labels) == 1
+    scores = score_calibration(logits, labels, 1.0, 10)
+    assert (
+        scores["log_loss_after"]
+        == scores["log_loss_before"]
+        == pytest.approx(np.log(1 + 2 * np.exp(-5)), abs=1e-4)
+    )
     assert "confident_errors_before" not in scores
 
 

@@ -1,4 +1,7 @@
 "use strict";
+window.addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
 const controls = document.getElementById("controls");
 if (controls) {
   const list = document.getElementById("gallery");
