@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from braintumor.errors import UserError
 
-PLACES = 8  # a map of fewer cells along a side cannot point into a tumour, which is a sixth of the side wide
+PLACES = 4  # a side of fewer says hardly more than left or right, up or down
 
 
 def layer_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ def choose_layer(outputs: dict[str, Tensor], layer: str) -> str:
     outputs : dict of str to Tensor
         From `layer_outputs`.
     layer : str
-        Path of a module, or ``auto``: the last whose output has 8 x 8 places or more, and where none has, the
+        Path of a module, or ``auto``: the last whose output has 4 x 4 places or more, and where none has, the
         last of those with the most.
 
     Raises

@@ -21,7 +21,13 @@ OVERRIDES = {
     "preprocess": {"size": 96, "crop": False, "fit": "stretch"},
     "split": {"protocol": "grouped", "group_by": "patient", "folds": 5, "fold": 0},
     "train": {
+        # Few patients, few pictures: a smaller network that sees more changes of each.
         "channels": [16, 32, 64, 128],
+        "dropout": 0.2,
+        "balance": 0.5,
+        "shift": 0.1,
+        "rotation": 10,
+        "brightness": 0.2,
         "epochs": 60,
         "batch_size": 32,
         "lr": 0.05,
