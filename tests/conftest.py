@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 PROJECT = Path(__file__).parent.parent
 TINY = {
@@ -79,20 +80,36 @@ class Checkout:
         return other
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The project on a tiny phantom set, its pipeline run once and committed; tests work on clones of it."""
-    checkout = Checkout(tmp_path_factory.mktemp("pipeline") / "project")
+def finish_pipeline(folder):
+    """Copy the project, run its pipeline once on a tiny phantom set and commit it; return what it said."""
+    checkout = Checkout(folder)
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split():
         real_run = name == "dvc.lock" or (name.startswith(("metrics/", "plots/")) and name != "metrics/seeds.csv")
         if not real_run and (PROJECT / name).is_file():
-            (checkout.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, checkout.folder / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, folder / name)
     checkout.params(TINY)
     checkout.run("git init --quiet && git add --all && git commit --quiet --message start")
-    checkout.first_output = checkout.run("dvc repro")
+    output = checkout.run("dvc repro")
     checkout.run("git add --all && git commit --quiet --message run")
+    return output
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The project on a tiny phantom set, its pipeline run once and committed; tests work on clones of it."""
+    # Once for all of xdist's workers: it takes the better part of a minute.
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    said = root / "pipeline" / "said.txt"
+    with FileLock(root / "pipeline.lock"):
+        if not said.exists():
+            shutil.rmtree(said.parent, ignore_errors=True)
+            output = finish_pipeline(said.parent / "project")
+            said.write_text(output)
+    checkout = Checkout(said.parent / "project")
+    checkout.first_output = said.read_text()
     return checkout
 
 

@@ -68,7 +68,7 @@ def test_other_test_images_and_other_labels_are_errors():
 
 
 def test_two_revisions_an_experiment_and_the_workspace_are_compared(checkout):
-    checkout.run("dvc exp run --name other -S evaluate.resamples=200 -S train.lr=0.01")
+    checkout.run("dvc exp run --name other -S evaluate.resamples=200 -S train.lr=0.01 evaluate")
     changed = checkout.run("python -m braintumor.compare HEAD other")
     assert changed.splitlines()[1].startswith("HEAD: ")
     assert changed.splitlines()[2].startswith("other: ")

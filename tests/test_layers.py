@@ -32,16 +32,16 @@ def test_outputs_come_in_the_order_of_the_computation_and_are_copies():
 @pytest.mark.parametrize(
     ("name", "size", "layer", "side"),
     [
-        ("resnet", 160, "blocks.2", 10),
-        ("resnet", 96, "blocks.1", 12),
+        ("resnet", 160, "blocks", 5),
+        ("resnet", 96, "blocks.5", 6),
         ("resnet", 256, "blocks", 8),
-        ("resnet", 16, "stem.0", 8),
-        ("cnn0", 16, "blocks.3", 8),
+        ("resnet", 32, "blocks.3", 4),
+        ("cnn0", 16, "blocks.6", 4),  # the third convolution, before its pooling
         ("cnn0", 160, "blocks", 10),
-        ("cnn3", 160, "blocks.12", 10),  # the last convolution, before its pooling
-        ("torchvision/resnet18", 160, "network.layer3", 10),
+        ("cnn3", 160, "blocks", 5),
+        ("torchvision/resnet18", 160, "network.layer4", 5),
         ("torchvision/squeezenet1_1", 160, "network.classifier.2", 9),  # one map a class
-        ("torchvision/mobilenet_v3_small", 96, "network.features.4.block.0", 12),  # widens before it halves
+        ("torchvision/mobilenet_v3_small", 96, "network.features.9.block.0", 6),  # widens before it halves
     ],
 )
 def test_the_maps_are_made_of_the_last_layer_that_is_fine_enough(name, size, layer, side):

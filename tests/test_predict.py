@@ -53,7 +53,9 @@ def folder(tmp_path_factory):
     squares = np.load(place / "images.npy")
     torch.manual_seed(0)
     architecture = Architecture.named("resnet", [8, 16], None, 0.5, SIZE, 2)
-    described = Description(architecture, CLASSES, {"size": SIZE, "crop": False, "fit": "letterbox"}, 0.15, 0.2)
+    described = Description(
+        architecture, CLASSES, {"size": SIZE, "crop": False, "fit": "letterbox"}, 0.15, 0.2, {}
+    )
     model = architecture.build().train()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     images = (torch.from_numpy(squares)[:, None] / 255 - 0.15) / 0.2
