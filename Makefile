@@ -3,7 +3,7 @@ PYTHON ?= python3
 # The stages' commands say `python`.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: demo repro test slow lint format bench seeds tuning scaling study verify lock
+.PHONY: demo repro test slow long lint format bench seeds tuning scaling study verify lock
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock
@@ -24,6 +24,9 @@ test: .venv/installed
 
 slow: .venv/installed ## the tests that take longer, the longest of them first
 	.venv/bin/python -m pytest -m slow tests/test_readme.py tests
+
+long: .venv/installed ## the tests that would take CI over a quarter of an hour
+	.venv/bin/python -m pytest -m long
 
 lint: .venv/installed
 	.venv/bin/ruff check .

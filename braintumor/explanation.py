@@ -266,6 +266,8 @@ def round_scores(scores: dict[str, float | int]) -> dict[str, float | int]:
 
 def describe(scores: dict[str, float | int], layer: str) -> str:
     """Say in a line or two what the maps are worth."""
+    if "border_share" not in scores:
+        return f"Grad-CAM of {layer} is empty: nothing in it speaks for the class that the network predicts"
     border, even = 100 * scores["border_share"], 100 * scores["border_share_even"]
     lines = [f"Grad-CAM of {layer}: {border:.1f}% of its mass in the border, where an even map has {even:.1f}%"]
     if "pointing" in scores:

@@ -5,9 +5,10 @@ from functools import cache
 
 import torch
 
+from braintumor.device import choose_device, choose_precision
 from braintumor.models import Architecture
 from braintumor.params import Params
-from braintumor.training import Recipe, choose_device, choose_precision, make_optimizer, train_steps
+from braintumor.training import Recipe, make_optimizer, train_steps
 
 CLASSES = 4
 # Shares of all images that train and validate, of the protocols' middle; a forward pass is a third of a step.

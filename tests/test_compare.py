@@ -76,7 +76,10 @@ def test_two_revisions_an_experiment_and_the_workspace_are_compared(checkout):
     assert "difference +0.00 points [+0.00, +0.00]" in same and "p = 1 " in same
     output = checkout.run("python -m braintumor.compare HEAD nonsense", code=1)
     assert output == "error: nonsense: neither git nor DVC knows such a revision or experiment\n"
-    checkout.run("dvc exp run --name fold -S split.fold=1 split && dvc repro evaluate")
+    file = checkout.folder / "data/predictions.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    file.unlink()  # a link into the cache
+    file.write_text("".join(lines[:-1]))
     assert "are tested on different images" in checkout.run("python -m braintumor.compare HEAD workspace", code=1)
 
 

@@ -63,7 +63,7 @@ def test_every_kind_of_torchvision_network_has_maps(name):
     outputs = layer_outputs(model, torch.zeros(1, 1, 224, 224))
     batches = Batches(np.zeros((1, 224, 224), np.uint8), [0], [1], 1, 0.2, 0.2, torch.device("cpu"))
     maps = gradcam(model, choose_layer(outputs, "auto"), batches)
-    assert min(maps.shape[1:]) >= 7
+    assert min(maps.shape[1:]) >= 4
 
 
 def test_a_layer_by_name_and_one_that_there_is_not():

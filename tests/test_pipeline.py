@@ -200,12 +200,12 @@ def test_boxes_are_a_file_that_is_there_or_an_error_of_one_line(checkout):
     assert "pointing" not in pd.read_csv(checkout.folder / "plots/randomisation.csv")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["cnn0", "torchvision/shufflenet_v2_x0_5"])
 def test_other_networks_are_explained_too(checkout, model):
     checkout.params({"train": {"model": model, "channels": None, "epochs": 1}, "explain": {"boxes": None}})
     checkout.run("dvc repro")
-    assert read_json(checkout, "metrics/explain.json")["cells"] >= 36
+    assert read_json(checkout, "metrics/explain.json")["cells"] >= 16
 
 
 def stages_after(section):
@@ -242,9 +242,6 @@ def test_a_param_runs_the_stages_that_it_bears_on(checkout):
     run = checkout.stages_run_by("dvc exp run -S evaluate.batch_size=7")
     # The same temperature and the same predictions: what explains and exports them has nothing to do.
     assert run == ["calibrate", "evaluate", "report"]
-    assert checkout.stages_run_by("dvc exp run -S preprocess.fit=letterbox train") == [
-        "preprocess", "lr_range", "train",
-    ]  # fmt: skip
 
 
 def test_a_small_rate_on_the_command_line_is_a_number(checkout):
@@ -339,16 +336,19 @@ def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(
             "explain": {"boxes": None},
         }
     )
-    # All the way to the report once.
-    checkout.run("dvc repro" if patients else "dvc repro evaluate")
+    checkout.run("dvc repro" if patients else "dvc repro split")
     split = read_table(checkout.folder / "data/split.csv")
     assert split["patient"].dropna().tolist() == (["rex"] * 4 if patients else [])
     assert split["subset"][split["patient"] == "rex"].nunique() <= 1
+    assert (split["subset"] == "test").sum() == (24 if protocol == "copy_free" else 8)
+    if not patients:
+        return
     assert read_json(checkout, "models/model.json")["classes"] == ["cats", "dogs"]
     test = read_json(checkout, "metrics/test.json")
     assert "sensitivity_dogs" in test and "tumour_sensitivity" not in test  # none of them is no tumour
     assert (checkout.folder / "data/missed_tumours.csv").read_text() == "path,class,prediction,patient\n"
-    assert test["images"] == (24 if protocol == "copy_free" else 8)
+    page = (checkout.folder / "report/index.html").read_text()
+    assert "tumour was called" not in page and ">dogs</th>" in page
 
 
 def test_a_download_that_fails_leaves_what_was_there(checkout):

@@ -42,7 +42,7 @@ def test_an_epochs_line_is_read():
     assert search.EPOCH.match(line).groups() == ("3", "0.872")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkout, monkeypatch):
     space = {"train.dropout": {"low": 0.0, "high": 0.5}, "train.channels": {"choices": [[8, 16], [4, 8]]}}
     content = {"trials": 2, "startup": 5, "warmup": 1, "overrides": {"train.epochs": 3}, "space": space}
@@ -77,7 +77,7 @@ def test_it_goes_on_where_it_was_stopped_and_each_trial_is_an_experiment(checkou
     assert checkout.run("git status --porcelain") == " M search.yaml\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_that_is_given_up_ends_at_once_and_leaves_nothing(checkout, monkeypatch):
     monkeypatch.chdir(checkout.folder)
     epochs = []

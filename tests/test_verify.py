@@ -60,7 +60,7 @@ def rows(report):
     return dict(re.findall(r"^\| (\w+) \| ([\w ]+) \|", report, re.MULTILINE))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_clean_clone_gives_what_is_committed_and_a_wrong_figure_is_found(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
     clone.link_venv()
@@ -81,7 +81,7 @@ def test_a_clean_clone_gives_what_is_committed_and_a_wrong_figure_is_found(finis
     assert clone.run("git status --porcelain") == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_pull_request_is_compared_with_its_base(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
     base = clone.run("git rev-parse --abbrev-ref HEAD").strip()
