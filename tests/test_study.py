@@ -140,7 +140,7 @@ def test_the_reason_of_a_failure_is_the_stages_own_word(tmp_path):
     assert "exit status None" in study.read_reason(None, None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_is_stopped_and_does_only_what_is_missing(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
     clone.link_venv()
