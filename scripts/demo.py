@@ -14,7 +14,7 @@ import yaml
 
 PROJECT = Path(__file__).resolve().parent.parent
 DVC = [sys.executable, "-m", "dvc"]  # of the environment that runs this, whatever PATH says
-# Small enough for a minute and a half on two cores.
+# Small enough for two minutes on two cores.
 OVERRIDES = {
     "data": {"source": "phantom"},
     "audit": {"patients": "data/raw/patients.csv"},
