@@ -22,8 +22,8 @@ repro: .venv/installed ## the whole pipeline on the real dataset
 test: .venv/installed
 	.venv/bin/python -m pytest
 
-slow: .venv/installed ## the tests that take longer, the longest of them first
-	.venv/bin/python -m pytest -m slow tests/test_readme.py tests
+slow: .venv/installed ## the tests that take longer
+	.venv/bin/python -m pytest -m slow
 
 long: .venv/installed ## the tests that would take CI over a quarter of an hour
 	.venv/bin/python -m pytest -m long

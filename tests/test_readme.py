@@ -15,7 +15,7 @@ COMMANDS = [
 IN_CI = ["make demo", "make test"]  # .ci/run runs these two
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_its_commands_work_from_a_clean_clone(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")
     make_folder(tmp_path / "my-images", ["."], n=60)
