@@ -1,10 +1,14 @@
 """Whether a probability means what it says: temperature, reliability, errors made with confidence."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from braintumor.errors import UserError
 from braintumor.intervals import Resamples, named, percentile_interval, share
 
 CONFIDENT = 0.9  # an error with more than this probability is one that no threshold would have caught
@@ -143,3 +147,20 @@ def reliability(logits: np.ndarray, labels: np.ndarray, temperature: float, bins
             rows.append((when, *row))
     columns = ["calibration", "bin", "confidence", "accuracy", "low", "high", "images"]
     return pd.DataFrame(rows, columns=columns).round(4)
+
+
+def load_temperature(file: Path) -> float:
+    """Read the temperature that the stage calibrate fitted.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or has no temperature over 0.
+    """
+    try:
+        temperature = float(json.loads(file.read_text(encoding="utf-8"))["temperature"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: has no temperature ({error!r}): run dvc repro calibrate") from None
+    if not temperature > 0:
+        raise UserError(f"{file}: a temperature of {temperature:g} is not over 0: run dvc repro calibrate")
+    return temperature

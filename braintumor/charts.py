@@ -11,11 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from braintumor.plots import draw_intervals, draw_reliability, draw_risk
+from braintumor.plots import PALETTE, draw_intervals, draw_reliability, draw_risk
 
 INK = "#010203"  # drawn with, and then replaced by the page's own colour of text, light or dark
-# Told apart by brightness too, on black and on white; after Okabe and Ito (2008).
-CLASS_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b06a94", "#8a7a00", "#5b8fd6", "#7f7f7f")
 LINES = ("-", "--", "-.", ":")
 
 
@@ -72,7 +70,7 @@ def learning_curves(curves: pd.DataFrame, score: str) -> Markup:
     score : {"loss", "accuracy"}
     """
     figure, axis = _panel()
-    for subset, colour, line in zip(("train", "validation"), CLASS_COLOURS, LINES, strict=False):
+    for subset, colour, line in zip(("train", "validation"), PALETTE, LINES, strict=False):
         axis.plot(curves["epoch"], curves[f"{subset}_{score}"], color=colour, linestyle=line, label=subset)
     axis.set(xlabel="epoch", ylabel=score, title=f"{score.capitalize()} by epoch")
     axis.legend(frameon=False)
@@ -92,7 +90,7 @@ def lr_range(curve: pd.DataFrame) -> Markup:
     curve : DataFrame with columns lr and smoothed_loss
     """
     figure, axis = _panel()
-    axis.plot(curve["lr"], curve["smoothed_loss"], color=CLASS_COLOURS[0])
+    axis.plot(curve["lr"], curve["smoothed_loss"], color=PALETTE[0])
     axis.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss", title="Learning-rate range test")
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_minor_formatter(lambda *_: "")
@@ -146,7 +144,7 @@ def class_curves(table: pd.DataFrame, x: str, y: str, title: str, areas: dict[st
     figure, axis = _panel()
     for i, (name, area) in enumerate(areas.items()):
         part = table[table["class"] == name]
-        style = {"color": CLASS_COLOURS[i % len(CLASS_COLOURS)], "linestyle": LINES[i % len(LINES)]}
+        style = {"color": PALETTE[i % len(PALETTE)], "linestyle": LINES[i % len(LINES)]}
         axis.plot(part[x], part[y], label=f"{name} {area:.3f}", **style)
     axis.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "), title=title, xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)

@@ -1,7 +1,6 @@
 """The trained network as it is used: grey values in, logits and novelty out, in torch."""
 
 import copy
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from braintumor.calibration import load_temperature
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.predictor import Predictor
@@ -147,20 +147,3 @@ def load_inference(folder: Path) -> Predictor:
     return Predictor(
         described.classes, described.preprocess, temperature, lambda squares: run_batches(module, squares, 64)
     )
-
-
-def load_temperature(file: Path) -> float:
-    """Read the temperature that the stage calibrate fitted.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read, or has no temperature over 0.
-    """
-    try:
-        temperature = float(json.loads(file.read_text(encoding="utf-8"))["temperature"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: has no temperature ({error!r}): run dvc repro calibrate") from None
-    if not temperature > 0:
-        raise UserError(f"{file}: a temperature of {temperature:g} is not over 0: run dvc repro calibrate")
-    return temperature

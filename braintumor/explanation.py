@@ -9,8 +9,8 @@ from torch import nn
 from braintumor import saliency
 from braintumor.batches import Batches
 from braintumor.copies import signature, similarity
+from braintumor.intervals import mean_over_groups, named, resample_groups, share
 from braintumor.layers import shuffle_from_the_last
-from braintumor.scores import wilson_interval
 
 STOPS = 16  # of the shuffling, at most: a network of many layers has several shuffled from one to the next
 
@@ -104,21 +104,21 @@ def centre_map(size: int) -> np.ndarray:
     return (1 - np.hypot(places, places[:, None]) / np.hypot(0.5, 0.5)).astype(np.float32)
 
 
-def mean_interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95% percentile bootstrap interval of a mean, over groups and not over what is in them.
+def parts_of(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Cut a test set into what a measure is given for, by the ending of its name: all, right, wrong, each class.
 
     Parameters
     ----------
-    values : ndarray of shape (n,)
-    groups : ndarray of shape (n,)
-        Such as patients, whose images are not independent.
-    resamples, seed : int
+    predictions : DataFrame with columns class and prediction
+
+    Returns
+    -------
+    dict of str to ndarray of shape (n,), bool
     """
-    sums = pd.DataFrame({"value": values, "count": 1}).groupby(np.asarray(groups)).sum().to_numpy()
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), resamples)
-    totals = drawn @ sums
-    low, high = np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975])
-    return float(low), float(high)
+    names = predictions["class"].to_numpy()
+    right = names == predictions["prediction"].to_numpy()
+    parts = {"": np.full(len(names), True), "_right": right, "_wrong": ~right}
+    return parts | {f"_{name}": names == name for name in sorted(set(names))}
 
 
 def measure_borders(
@@ -143,14 +143,13 @@ def measure_borders(
         ``empty_maps`` only.
     """
     shares = saliency.border_shares(saliency.enlarge(maps, size), width)
-    right = predictions["class"] == predictions["prediction"]
-    parts = {"": right | ~right, "_right": right, "_wrong": ~right}
-    parts |= {f"_{name}": predictions["class"] == name for name in sorted(predictions["class"].unique())}
     even = saliency.border_shares(np.ones((1, size, size), np.float32), width)[0]
     scores: dict[str, float | int] = {"empty_maps": int(np.isnan(shares).sum()), "border_share_even": even}
     known = ~np.isnan(shares)
     scores |= {
-        f"border_share{name}": shares[part & known].mean() for name, part in parts.items() if any(part & known)
+        f"border_share{name}": shares[part & known].mean()
+        for name, part in parts_of(predictions).items()
+        if any(part & known)
     }
     return scores
 
@@ -182,25 +181,15 @@ def measure_places(
     every = saliency.overlaps(saliency.enlarge(maps, size), masks)
     best = every.mean(axis=0).argmax()
     overlap = every[:, best]
-    right = (predictions["class"] == predictions["prediction"]).to_numpy()
-    parts = {"": right | ~right, "_right": right, "_wrong": ~right}
-    parts |= {
-        f"_{name}": (predictions["class"] == name).to_numpy() for name in sorted(predictions["class"].unique())
-    }
     groups = predictions["group"].to_numpy()
     scores: dict[str, float | int] = {}
-    for name, part in parts.items():
+    for name, part in parts_of(predictions).items():
         if not part.any():
             continue
-        low, high = wilson_interval(inside[part].sum(), part.sum())
-        scores |= {f"located{name}": int(part.sum()), f"pointing{name}": inside[part].mean()}
-        scores |= {
-            f"pointing{name}_low": low,
-            f"pointing{name}_high": high,
-            f"overlap{name}": overlap[part].mean(),
-        }
-        bounds = mean_interval(overlap[part], groups[part], resamples, seed)
-        scores[f"overlap{name}_low"], scores[f"overlap{name}_high"] = bounds
+        drawn = resample_groups(groups[part], resamples, seed)
+        scores[f"located{name}"] = int(part.sum())
+        scores |= named(f"pointing{name}", share(inside[part]))
+        scores |= named(f"overlap{name}", mean_over_groups(overlap[part], drawn))
     middle = np.full((len(masks), 2), 0.5)
     centre = np.broadcast_to(centre_map(size), masks.shape)
     return scores | {

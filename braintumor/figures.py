@@ -1,6 +1,6 @@
 """Pictures that explain a network: its maps over the images, layers, filters, and what it was trained with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,9 @@ import torch.nn.functional as F  # noqa: N812, the usual name
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from braintumor.batches import Augmentation
-from braintumor.plots import overlay, sheet
+from braintumor.batches import Augmentation, Batches
+from braintumor.layers import first_images, layer_outputs
+from braintumor.plots import evenly, overlay, sheet
 
 SHOWN = 64  # images of a sheet, at most
 LAYERS = 12  # rows of a sheet of layers, at most
@@ -44,7 +45,7 @@ def map_sheets(
 
     outlined = "; outlined: the tumour" if masks else ""
     wrong = np.flatnonzero(~table["right"])
-    shown = _spread(wrong, SHOWN)
+    shown = wrong[evenly(len(wrong), SHOWN)]
     if len(wrong):
         part = f"{len(shown)} of " if len(shown) < len(wrong) else ""
         title = f"What speaks for the wrong class: {part}{len(wrong)} wrong images{outlined}"
@@ -53,7 +54,7 @@ def map_sheets(
             sheet([[show(i) for i in shown[k : k + 8]] for k in range(0, len(shown), 8)], title),
         )
     right = [np.flatnonzero(table["right"] & (table["class"] == name)) for name in sorted(table["class"].unique())]
-    rows = [[show(i) for i in _spread(members, 8)] for members in right if len(members)]
+    rows = [[show(i) for i in members[evenly(len(members), 8)]] for members in right if len(members)]
     if rows:
         yield "gradcam_right", sheet(rows, f"What speaks for the right class{outlined}")
 
@@ -71,7 +72,7 @@ def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[s
     """
     names = [name for name in outputs if isinstance(model.get_submodule(name), nn.Conv2d)]
     strips = [("the image", [image])]
-    for name in _spread(np.array(names), LAYERS):
+    for name in (names[i] for i in evenly(len(names), LAYERS)):
         channels = outputs[name][0].float().cpu().numpy()
         strongest = np.sort(np.argsort(-channels.std(axis=(1, 2)), kind="stable")[:8])
         shape, numbers = " x ".join(map(str, channels.shape)), ", ".join(map(str, strongest))
@@ -182,9 +183,63 @@ def augmentation_sheet(images: np.ndarray, rows: dict[str, int], augmentation: A
     return sheet(sheets, "Training images before and after augmentation", list(rows))
 
 
-def _spread(items: np.ndarray, most: int) -> np.ndarray:
-    """Choose up to `most`, evenly spaced from the first to the last."""
-    return items[np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)]
+def network_sheets(
+    model: nn.Module, tested: pd.DataFrame, images: np.ndarray, batches: Callable[[np.ndarray], Batches]
+) -> Iterator[tuple[str, Figure]]:
+    """Draw the first filters, and what each layer makes of one test image per class, a right one if any is.
+
+    Parameters
+    ----------
+    model : nn.Module
+    tested : DataFrame with columns path, class, prediction and row
+    images : ndarray of shape (N, size, size), uint8
+    batches : callable
+        From positions in `tested` to batches of their images.
+
+    Yields
+    ------
+    name, figure
+    """
+    yield "filters", filters(model)
+    right = (tested["class"] == tested["prediction"]).to_numpy()
+    for name in sorted(tested["class"].unique()):
+        members = np.flatnonzero(tested["class"] == name)
+        one = members[right[members].argmax()]
+        outputs = layer_outputs(model, first_images(batches(np.array([one]))))
+        title = f"What each layer makes of {tested['path'].iloc[one]}"
+        yield f"layers_{name}", layer_sheet(title, images[tested["row"].iloc[one]], model, outputs)
+
+
+def training_sheets(
+    trained: pd.DataFrame,
+    rows: np.ndarray,
+    images: np.ndarray,
+    augmentation: Augmentation,
+    dropout: float,
+    seed: int,
+) -> Iterator[tuple[str, Figure]]:
+    """Draw what augmentation and dropout do while training, on the first training image of each class.
+
+    Parameters
+    ----------
+    trained : DataFrame with column class
+    rows : ndarray of shape (len(trained),), int
+        Of `images`.
+    images : ndarray of shape (N, size, size), uint8
+    augmentation : Augmentation
+    dropout : float
+        The probability that is set; a half is drawn where it is 0.
+    seed : int
+
+    Yields
+    ------
+    name, figure
+    """
+    first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
+    yield "augmentation", augmentation_sheet(images, first, augmentation, seed)
+    drawn = dropout or 0.5  # without any there would be nothing to see
+    yield "dropout_sums", dropout_sums(drawn, seed)
+    yield "dropout_image", dropout_image(images[min(first.values())], drawn, seed)
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:

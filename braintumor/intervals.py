@@ -100,3 +100,16 @@ def resample_groups(groups: np.ndarray, resamples: int, seed: int) -> Resamples:
     n = len(names)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), resamples)
     return Resamples(counts.astype(np.float64), group)
+
+
+def mean_over_groups(values: np.ndarray, resamples: Resamples) -> tuple[float, float, float]:
+    """Return the mean of images' values with its 95% percentile interval over resampled groups.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n,)
+    resamples : Resamples
+        Of the groups of the same images.
+    """
+    means = resamples.sums(values) / resamples.sums(np.ones(len(values)))
+    return (float(np.mean(values)), *percentile_interval(means))

@@ -6,9 +6,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from braintumor.batches import Batches
 from braintumor.errors import UserError
 
 PLACES = 4  # a side of fewer says hardly more than left or right, up or down
+
+
+def first_images(batches: Batches) -> Tensor:
+    """Return the images of the first batch, of shape (b, 1, size, size)."""
+    return next(batches.in_order())[0]
 
 
 def layer_outputs(model: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from braintumor.batches import Batches
-from braintumor.layers import choose_layer, layer_outputs
+from braintumor.layers import choose_layer, first_images, layer_outputs
 from braintumor.plots import overlay
 from braintumor.saliency import enlarge, gradcam
 from braintumor.weights import Description
@@ -34,7 +34,7 @@ def draw_overlays(
     numbers = np.array([described.classes.index(label) for label in labels])
     rows, cpu = np.arange(len(squares)), torch.device("cpu")
     batches = Batches(squares, rows, numbers, BATCH, described.mean, described.deviation, cpu)
-    first = next(iter(batches.in_order()))[0][:1]
+    first = first_images(batches)[:1]
     maps = gradcam(model, choose_layer(layer_outputs(model, first), "auto"), batches)
     pictures = []
     heats = np.rint(enlarge(maps, squares.shape[1]) * 255).astype(np.uint8)

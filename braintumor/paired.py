@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binomtest
 
-from braintumor.intervals import percentile_interval, resample_groups
+from braintumor.intervals import mean_over_groups, resample_groups
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def compare_pairs(
     p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
     gains = right_b.astype(float) - right_a
     drawn = resample_groups(groups, resamples, seed)
-    low, high = percentile_interval(drawn.sums(gains) / drawn.sums(np.ones(len(gains))))
+    difference, low, high = mean_over_groups(gains, drawn)
     return Comparison(
         images=len(gains),
         groups=drawn.counts.shape[1],
@@ -67,7 +67,7 @@ def compare_pairs(
         only_a=only_a,
         only_b=only_b,
         p_value=float(p_value),
-        difference=float(gains.mean()),
+        difference=difference,
         low=low,
         high=high,
     )

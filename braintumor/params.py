@@ -5,7 +5,7 @@ import re
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -244,6 +244,21 @@ T = TypeVar("T")
 def pick(kind: type[T], section: Section) -> T:
     """Fill a dataclass with the params of the same names."""
     return kind(**{field.name: getattr(section, field.name) for field in fields(kind)})
+
+
+def with_overrides(content: dict, overrides: dict[str, Any]) -> Params:
+    """Return the params of a params.yaml with some values replaced, by names such as ``train.lr``.
+
+    Raises
+    ------
+    ValidationError, KeyError, ValueError
+        If there is no such param, or if it does not take such a value.
+    """
+    changed = {section: dict(values) for section, values in content.items()}
+    for name, value in overrides.items():
+        section, param = name.split(".")
+        changed[section][param] = value
+    return Params.model_validate(changed)
 
 
 def load_params(path: Path) -> Params:

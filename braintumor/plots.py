@@ -15,6 +15,8 @@ from braintumor.tables import TESTING, TRAINING
 
 mpl.rcParams |= {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 mpl.rcParams["text.parse_math"] = False  # a $ in a file's or a class's name is a $
+# Told apart by brightness too, on black and on white; after Okabe and Ito (2008).
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b06a94", "#8a7a00", "#5b8fd6", "#7f7f7f")
 COLOURS = {TRAINING: "#4269d0", TESTING: "#e07b39"}
 MARKERS = {TRAINING: "o", TESTING: "^"}
 
@@ -23,6 +25,11 @@ def save(figure: Figure, file: Path) -> None:
     """Write a figure as a PNG without the version of what drew it."""
     with replacing_file(file) as beside:
         figure.savefig(beside, dpi=110, metadata={"Software": None})
+
+
+def evenly(n: int, most: int) -> np.ndarray:
+    """Choose up to `most` of n positions, evenly spaced from the first to the last."""
+    return np.linspace(0, n - 1, min(most, n)).round().astype(int)
 
 
 def sheet(rows: list[list[tuple[np.ndarray, str]]], title: str, row_titles: list[str] | None = None) -> Figure:

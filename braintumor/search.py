@@ -24,7 +24,9 @@ from optuna.trial import Trial, TrialState
 from pydantic import ValidationError
 
 from braintumor.errors import UserError
-from braintumor.study import COMMITTED, DVC, PARAMS, git, recipe_of, with_overrides
+from braintumor.params import with_overrides
+from braintumor.provenance import git
+from braintumor.study import COMMITTED, DVC, PARAMS, recipe_of
 
 SEARCH, STORAGE = Path("search.yaml"), "sqlite:///search.db"
 EPOCH = re.compile(r"epoch (\d+)/\d+: .*; validation loss \S+ accuracy ([\d.]+)")

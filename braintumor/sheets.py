@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from braintumor.copies import DECODED
 from braintumor.images import read_image, resize_square
 from braintumor.manifest import contradictory
-from braintumor.plots import sheet
+from braintumor.plots import evenly, sheet
 
 
 def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]:
@@ -42,10 +42,11 @@ def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]
             f"{len(m)} copies, {' and '.join(sorted(m['class'].unique()))}{', 8 of them' if len(m) > 8 else ''}"
             for m in members
         ]
-        return sheet([[show(row) for _, row in _spread(m, 8).iterrows()] for m in members], title, titles)
+        spread = [m.iloc[evenly(len(m), 8)] for m in members]
+        return sheet([[show(row) for _, row in rows.iterrows()] for rows in spread], title, titles)
 
     for label, rows in table.groupby("class"):
-        chosen = [show(row) for _, row in _spread(rows, 24).iterrows()]
+        chosen = [show(row) for _, row in rows.iloc[evenly(len(rows), 24)].iterrows()]
         yield (
             f"samples_{label}",
             sheet([chosen[i : i + 8] for i in range(0, len(chosen), 8)], f"{label}: samples"),
@@ -55,12 +56,7 @@ def audit_sheets(table: pd.DataFrame, raw: Path) -> Iterator[tuple[str, Figure]]
     if len(sizes):
         smallest = sizes.iloc[:8].min()
         larger, tied = sizes[sizes > smallest], sizes[sizes == smallest]
-        chosen = [*larger.index, *_spread(tied, 8 - len(larger)).index]
+        chosen = [*larger.index, *tied.index[evenly(len(tied), 8 - len(larger))]]
         yield "copies", show_groups(chosen, "The largest groups of copies")
     if groups := contradictory(table, "copy_group"):
         yield "contradictions", show_groups(groups[:12], "Copies whose labels contradict each other")
-
-
-def _spread(rows: pd.DataFrame | pd.Series, most: int) -> pd.DataFrame | pd.Series:
-    """Choose up to `most` rows, evenly spaced from the first to the last."""
-    return rows.iloc[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]

@@ -26,7 +26,8 @@ import yaml
 from pydantic import ValidationError
 
 from braintumor.errors import UserError
-from braintumor.params import Params, load_params
+from braintumor.params import Params, load_params, with_overrides
+from braintumor.provenance import git
 from braintumor.study_tables import fill_page, ladder, ladder_figure
 from braintumor.tables import read_table, write_table
 
@@ -90,21 +91,6 @@ class Record:
     metrics: dict[str, dict[str, float]]
 
 
-def with_overrides(content: dict, overrides: dict[str, Any]) -> Params:
-    """Return the params of a params.yaml with some values replaced, by names such as ``train.lr``.
-
-    Raises
-    ------
-    ValidationError, KeyError, ValueError
-        If there is no such param, or if it does not take such a value.
-    """
-    changed = {section: dict(values) for section, values in content.items()}
-    for name, value in overrides.items():
-        section, param = name.split(".")
-        changed[section][param] = value
-    return Params.model_validate(changed)
-
-
 def read_study(file: Path, content: dict) -> list[Experiment]:
     """Read the rows of a study, in the order in which they run.
 
@@ -145,11 +131,6 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file}: named twice: {', '.join(twice)}")
     return experiments
-
-
-def git(*arguments: str) -> str:
-    """Return what a git command prints."""
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
 
 
 def dvc(*arguments: str) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from braintumor.plots import save
+from braintumor.plots import PALETTE, save
 
 # From the number that everybody reports to the one that holds for a new person.
 RUNGS = {
@@ -26,7 +26,6 @@ FIGURES = {
     "accuracy_copy_free": "without a copy",
     "accuracy_patient_free": "of nobody seen",
 }
-COLOURS = ("#4269d0", "#e07b39", "#3ca951", "#9467bd", "#8c564b", "#7f7f7f", "#d62c8e")
 
 
 def mean_interval(values: pd.Series) -> tuple[float, float, float]:
@@ -94,7 +93,7 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
         mean = 100 * line["mean"]
         lengths = [mean - 100 * line["low"].fillna(line["mean"]), 100 * line["high"].fillna(line["mean"]) - mean]
         style = ":" if model.startswith("baseline") else "-"
-        colour = COLOURS[number % len(COLOURS)]
+        colour = PALETTE[number % len(PALETTE)]
         axes.errorbar(place, mean, lengths, marker="o", linestyle=style, capsize=3, color=colour, label=model)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="test images, % right")

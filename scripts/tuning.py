@@ -23,7 +23,7 @@ from braintumor.batches import make_sets
 from braintumor.device import choose_device
 from braintumor.epochs import make_training
 from braintumor.models import Architecture, count_parameters
-from braintumor.params import Params, load_params, pick
+from braintumor.params import Params, load_params, pick, with_overrides
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
 from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
@@ -62,15 +62,6 @@ class Result:
     parameters: int
     epochs: int
     seconds: int
-
-
-def with_overrides(params: Params, overrides: dict) -> Params:
-    """Return params with some values replaced, by names such as ``train.lr``."""
-    content = params.model_dump()
-    for name, value in overrides.items():
-        section, param = name.split(".")
-        content[section][param] = value
-    return Params.model_validate(content)
 
 
 def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -176,7 +167,7 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path, help="folder for each variant's validation predictions")
     arguments = parser.parse_args()
     content = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
-    params = with_overrides(load_params(PROJECT / "params.yaml"), content["base"])
+    params = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
     unknown = set(arguments.names) - set(content["variants"])
     if unknown:
         sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")

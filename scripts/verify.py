@@ -29,6 +29,7 @@ TOLERANCE = 0.02  # of shares such as accuracies, absolute
 EXACT = ("download", "audit", "preprocess", "split")
 # Times, sizes and rates are 0 to 1 by chance.
 NOT_SHARES = re.compile(r"(^|_)(ms|seconds|latency|bytes|lr|loss|epoch|temperature)($|_)")
+OF_ITS_COMMIT = "report/index.html"  # names the commit that it was made at; the model card has its figures
 AUTHOR = {f"GIT_{role}_{key}": "verify" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")}
 
 
@@ -82,9 +83,6 @@ def on_phantoms(params: dict, overrides: dict[str, dict]) -> dict:
         if section in changed:
             changed[section] |= {name: value for name, value in values.items() if name in changed[section]}
     return changed
-
-
-OF_ITS_COMMIT = "report/index.html"  # names the commit that it was made at; the model card has its figures
 
 
 def judge(

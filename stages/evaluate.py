@@ -1,13 +1,12 @@
 """Score the trained network on the test rows."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from braintumor import plots
-from braintumor.calibration import calibrate, reliability, score_calibration
+from braintumor.calibration import calibrate, load_temperature, reliability, score_calibration
 from braintumor.detection import missed_tumours, score_detection
 from braintumor.device import choose_device
 from braintumor.inference import black, subset_batches
@@ -59,7 +58,7 @@ def main(
     array = read_images(images, table)
     batches = subset_batches(table, array, TEST, described, params.batch_size, device)
     labels, logits = batches.labels.cpu().numpy(), predict(model, batches).numpy()
-    degree = json.loads(temperature.read_text(encoding="utf-8"))["temperature"]
+    degree = load_temperature(temperature)
     before, after = calibrate(logits, 1), calibrate(logits, degree)
     tested = add_probabilities(mark_seen(table), names, before, after)
     write_table(tested, predictions)

@@ -1,20 +1,17 @@
 """Show what the network looks at and what it has learnt to see, and measure how far its maps can be believed."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from matplotlib.figure import Figure
 
 from braintumor import explanation, figures, plots
 from braintumor.batches import Augmentation, Batches
 from braintumor.device import choose_device
 from braintumor.errors import UserError
 from braintumor.files import replacing_file, replacing_folder
-from braintumor.layers import choose_layer, layer_outputs
-from braintumor.params import Params, load_params, pick
+from braintumor.layers import choose_layer, first_images, layer_outputs
+from braintumor.params import load_params, pick
 from braintumor.regions import find_tumours
 from braintumor.saliency import enlarge, gradcam
 from braintumor.tables import TEST, TRAIN, read_images, read_table, write_metrics, write_table
@@ -50,7 +47,7 @@ def main(
         return Batches(array, tested["row"].to_numpy()[of], targets[of], explain.batch_size, *scale, device)
 
     everyone = np.arange(len(tested))
-    layer = choose_layer(layer_outputs(model, first_of(batches(everyone[:1]))), explain.layer)
+    layer = choose_layer(layer_outputs(model, first_images(batches(everyone[:1]))), explain.layer)
     maps = gradcam(model, layer, batches(everyone))
     size = described.preprocess["size"]
     located, masks = locate(explain.boxes, raw, tested, described)
@@ -82,9 +79,11 @@ def main(
         for name, figure in figures.map_sheets(explained, array, shown, known):
             plots.save(figure, folder / f"{name}.png")
         plots.save(figures.randomisation(falling, scores), folder / "randomisation.png")
-        for name, figure in draw_layers(model, tested, array, batches):
+        for name, figure in figures.network_sheets(model, tested, array, batches):
             plots.save(figure, folder / f"{name}.png")
-        for name, figure in draw_training(params, pool.iloc[trained], trained, array):
+        augmentation, dropout = pick(Augmentation, params.train), params.train.dropout
+        of_training = pool.iloc[trained], trained, array, augmentation, dropout, explain.seed
+        for name, figure in figures.training_sheets(*of_training):
             plots.save(figure, folder / f"{name}.png")
     print(explanation.describe(scores, layer))
 
@@ -106,38 +105,6 @@ def locate(
         return np.arange(len(tested)), None
     size, crop, fit = (described.preprocess[name] for name in ("size", "crop", "fit"))
     return find_tumours(Path(boxes).expanduser(), raw, tested["path"].tolist(), size, crop, fit == "letterbox")
-
-
-def first_of(batches: Batches) -> torch.Tensor:
-    """Return the images of the first batch."""
-    return next(batches.in_order())[0]
-
-
-def draw_layers(
-    model: torch.nn.Module, tested: pd.DataFrame, array: np.ndarray, batches: Callable[[np.ndarray], Batches]
-) -> Iterator[tuple[str, Figure]]:
-    """Draw the first filters, and what each layer makes of one test image per class, a right one if any is."""
-    yield "filters", figures.filters(model)
-    right = (tested["class"] == tested["prediction"]).to_numpy()
-    for name in sorted(tested["class"].unique()):
-        members = np.flatnonzero(tested["class"] == name)
-        one = members[right[members].argmax()]
-        outputs = layer_outputs(model, first_of(batches(np.array([one]))))
-        title = f"What each layer makes of {tested['path'].iloc[one]}"
-        yield f"layers_{name}", figures.layer_sheet(title, array[tested["row"].iloc[one]], model, outputs)
-
-
-def draw_training(
-    params: Params, trained: pd.DataFrame, rows: np.ndarray, array: np.ndarray
-) -> Iterator[tuple[str, Figure]]:
-    """Draw what dropout and augmentation do while training, on one training image per class."""
-    train = params.train
-    seed = params.explain.seed
-    first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
-    yield "augmentation", figures.augmentation_sheet(array, first, pick(Augmentation, train), seed)
-    dropout = train.dropout or 0.5  # without any there would be nothing to see
-    yield "dropout_sums", figures.dropout_sums(dropout, seed)
-    yield "dropout_image", figures.dropout_image(array[min(first.values())], dropout, seed)
 
 
 if __name__ == "__main__":

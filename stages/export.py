@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from braintumor.deployed import Describer, Inference, load_temperature, run_batches, save_novelty
+from braintumor.calibration import load_temperature
+from braintumor.deployed import Describer, Inference, run_batches, save_novelty
 from braintumor.errors import UserError
 from braintumor.export import save_onnx
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, score_novelty, shuffled_blocks

@@ -1,18 +1,16 @@
 """Put all that the other stages found on one page, and write the model card."""
 
-import hashlib
 import json
-import shlex
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from braintumor.files import replacing_file
-from braintumor.params import Params, load_params
-from braintumor.report import Results, render_report
+from braintumor.params import load_params
+from braintumor.provenance import checksum, repeating, said, same_recipe
+from braintumor.report import render_report
+from braintumor.results import Results
 from braintumor.tables import read_images, read_table
 from stages import run
 
@@ -66,7 +64,7 @@ def main(
             file.as_posix(): checksum(file)
             for file in (manifest, split, images, weights, description, calibration, novelty, onnx)
         },
-        commit=git("rev-parse", "HEAD"),
+        commit=said("rev-parse", "HEAD"),
         command=repeating(params),
     )
     for content, file in zip(render_report(results, params), (report, card), strict=True):
@@ -79,52 +77,6 @@ def read_scores(file: Path) -> pd.DataFrame:
     """Read a table of scores; only an empty cell is missing, a class may be called NA."""
     text = dict.fromkeys(("class", "value"), str)
     return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
-
-
-def checksum(file: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def git(*words: str) -> str:
-    """Return what git says, nothing where it fails or there is none."""
-    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def committed_params(commit: str) -> dict[str, dict]:
-    """Return the params at a commit, none where there are none."""
-    return yaml.safe_load(git("show", f"{commit}:./params.yaml")) or {}
-
-
-def same_recipe(seeds: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Keep the rows whose commit trained on the same data in the same way, but for the seed."""
-
-    def recipe(content: dict) -> list:
-        train = {name: value for name, value in content.get("train", {}).items() if name != "seed"}
-        return [*(content.get(section) for section in ("data", "audit", "preprocess")), train]
-
-    now = recipe(params.model_dump())
-    same = {commit: recipe(committed_params(str(commit))) == now for commit in seeds["commit"].unique()}
-    return seeds[seeds["commit"].map(same).astype(bool)]
-
-
-def repeating(params: Params) -> str:
-    """Return the commands that repeat this run."""
-    if git("rev-parse", "--show-prefix"):  # a folder inside the project: the demo
-        return "make demo"
-    before, now = committed_params("HEAD"), params.model_dump()
-    changes = [
-        f"-S {shlex.quote(f'{section}.{name}={json.dumps(value)}')}"
-        for section, values in now.items()
-        for name, value in values.items()
-        if before.get(section, {}).get(name) != value
-    ]
-    first = [f"git checkout {git('rev-parse', 'HEAD')}"] if git("rev-parse", "HEAD") else []
-    if git("status", "--porcelain", "--", "braintumor", "stages", "dvc.yaml"):
-        first.append("# and changes of the code that are not committed")
-    return "\n".join([*first, f"dvc exp run {' '.join(changes)}" if changes else "make repro"])
 
 
 if __name__ == "__main__":

@@ -9,21 +9,10 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from scripts.study_demo import OVERRIDES
+
 PROJECT = Path(__file__).parent.parent
-TINY = {
-    "data": {"source": "phantom", "phantom_patients": 24},
-    "audit": {"patients": "data/raw/patients.csv"},
-    "preprocess": {"size": 48},
-    "split": {"folds": 3, "validation_folds": 3},
-    "train": {
-        "channels": [8, 16],
-        "epochs": 2,
-        "batch_size": 16,
-        "device": "cpu",
-        "precision": "float32",
-        "threads": 1,
-    },
-    "evaluate": {"device": "cpu", "threads": 1},
+TINY = OVERRIDES | {
     "explain": {
         "samples": 2,
         "boxes": "data/raw/masks",

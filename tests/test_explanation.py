@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import bootstrap
 from torch import nn
 
 from braintumor import explanation
@@ -39,21 +38,6 @@ def test_the_nearest_image_is_the_mirrored_and_brightened_one():
     # What it resembles most is found among those asked for only.
     nearest, values = explanation.nearest_images(images, np.array([4]), np.array([0, 2, 3]))
     assert nearest[0] in (0, 2, 3) and values[0] < 0.5
-
-
-def test_the_interval_of_a_mean_is_scipys_where_each_group_is_one_image():
-    values = np.random.default_rng(0).uniform(0, 1, 60)
-    low, high = explanation.mean_interval(values, np.arange(60), 20_000, 1)
-    expected = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
-    assert (low, high) == pytest.approx(tuple(expected), abs=0.005)
-
-
-def test_the_interval_is_over_groups():
-    values = np.random.default_rng(0).uniform(0, 1, 60)
-    repeated = explanation.mean_interval(values.repeat(5), np.arange(60).repeat(5), 5000, 1)
-    assert repeated == pytest.approx(explanation.mean_interval(values, np.arange(60), 5000, 1))
-    apart = explanation.mean_interval(values.repeat(5), np.arange(300), 5000, 1)
-    assert apart[1] - apart[0] < 0.6 * (repeated[1] - repeated[0])
 
 
 def test_places_by_hand():

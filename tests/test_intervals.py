@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from statsmodels.stats.proportion import proportion_confint
 
-from braintumor.intervals import named, percentile_interval, resample_groups, share, wilson_interval
+from braintumor.intervals import (
+    mean_over_groups,
+    named,
+    percentile_interval,
+    resample_groups,
+    share,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(("errors", "low", "high"), [(13, 98.31, 99.42), (6, 99.01, 99.79), (3, 99.33, 99.92)])
@@ -63,12 +71,19 @@ def test_the_seed_says_what_is_drawn():
     assert (first != other).any()
 
 
+def test_the_interval_of_a_mean_is_scipys_where_each_group_is_one_image():
+    values = np.random.default_rng(0).uniform(0, 1, 60)
+    mean, low, high = mean_over_groups(values, resample_groups(np.arange(60), 20_000, 1))
+    expected = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1).confidence_interval
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.005)
+
+
 def test_copies_of_images_in_their_groups_do_not_narrow_the_interval():
     right, groups = np.random.default_rng(0).integers(0, 2, 60).astype(float), np.arange(60)
 
     def interval(right, groups):
-        drawn = resample_groups(groups, 2000, seed=0)
-        return percentile_interval(drawn.sums(right) / drawn.sums(np.ones(len(right))))
+        return mean_over_groups(right, resample_groups(groups, 2000, seed=0))[1:]
 
     alone = interval(right, groups)
     assert interval(np.repeat(right, 10), np.repeat(groups, 10)) == pytest.approx(alone)

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from braintumor.report import percent, with_interval
+from braintumor.results import percent, with_interval
 from braintumor.tables import read_table
 
 CHROMIUM = next(
@@ -61,7 +61,13 @@ def opened(browser, page_file):
 
 
 def test_a_share_is_written_as_all_or_none_only_where_it_is():
-    assert [percent(value) for value in (0, 0.95577, 0.9996, 1)] == ["0.0%", "95.6%", "> 99.9%", "100%"]
+    assert [percent(value) for value in (0, 0.0004, 0.95577, 0.9996, 1)] == [
+        "0.0%",
+        "< 0.1%",
+        "95.6%",
+        "> 99.9%",
+        "100%",
+    ]
     scores = {"accuracy": 0.95577, "accuracy_low": 0.9438, "accuracy_high": 0.96535}
     assert with_interval(scores, "accuracy") == "95.6% [94.4, 96.5]"
     assert with_interval(scores, "accuracy_copied") == "\u2013"

@@ -3,19 +3,19 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from braintumor.params import load_params
+from braintumor.params import load_params, with_overrides
 from scripts import seeds, tuning
 from tests.conftest import PROJECT
 
-PARAMS = load_params(PROJECT / "params.yaml")
+PARAMS = load_params(PROJECT / "params.yaml").model_dump()
 
 
 def test_every_variant_is_one_that_the_params_allow():
     content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
-    base = tuning.with_overrides(PARAMS, content["base"])
+    base = with_overrides(PARAMS, content["base"]).model_dump()
     for variant in content["variants"].values():
         overrides = {name: value for name, value in (variant or {}).items() if name != "share"}
-        changed = tuning.with_overrides(base, overrides)
+        changed = with_overrides(base, overrides)
         for name, value in overrides.items():
             section, param = name.split(".")
             assert getattr(getattr(changed, section), param) == value
@@ -25,7 +25,7 @@ def test_every_variant_is_one_that_the_params_allow():
 
 def test_a_misspelt_override_is_an_error():
     with pytest.raises(ValidationError, match="droput"):
-        tuning.with_overrides(PARAMS, {"train.droput": 0.5})
+        with_overrides(PARAMS, {"train.droput": 0.5})
 
 
 def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset():
