@@ -109,7 +109,7 @@ def render_report(results: Results, params: Params) -> tuple[str, str]:
         environment=environment_rows(results, params),
         checksums=list(results.checksums.items()),
         command=results.command,
-        deployed=deployed_rows(results.metrics["export"]),
+        deployed=deployed_rows(results.metrics["export"], results.latency),
         params=yaml.safe_dump(params.model_dump(), sort_keys=False),
         card=Markup(MarkdownIt("commonmark", {"html": False}).render(card)),
         limits=limits(results, params),

@@ -33,6 +33,8 @@ class Results:
         models/model.json.
     seeds : DataFrame or None
         metrics/seeds.csv, where these are the images that it was measured on.
+    latency : dict or None
+        metrics/latency.json, where it was measured on this model.
     checksums : dict of str
         SHA-256 by file.
     commit : str
@@ -54,6 +56,7 @@ class Results:
     overview: bytes
     description: dict
     seeds: pd.DataFrame | None
+    latency: dict | None
     checksums: dict[str, str]
     commit: str
     command: str

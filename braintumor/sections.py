@@ -392,13 +392,16 @@ def saliency_table(explain: dict[str, float | int], classes: list[str], border: 
     return {"header": ["maps of", *measures.values()], "rows": rows, "note": " ".join(notes)}
 
 
-def deployed_rows(export: dict[str, float | int]) -> list[list[str]]:
-    """Return what is known of the exported model: its size, how near it is to torch, and what it tells apart."""
+def deployed_rows(export: dict[str, float | int], latency: dict | None) -> list[list[str]]:
+    """Return what is known of the exported model: size, distance from torch, what it tells apart, and times."""
     rows = [
         ["size of model.onnx", f"{export['onnx_bytes'] / 1e6:.2f} MB"],
         ["largest difference from torch on the test images", f"{export['onnx_max_difference']:.1e}"],
         ["test images marked as unlike the training images", percent(export["novelty_flagged_test"])],
     ]
+    for runtime, took in (latency or {"milliseconds": {}})["milliseconds"].items():
+        times = f"{took['one']:.1f} ms for one image, {took['each_of_64']:.1f} ms for each of 64"
+        rows.append([f"time in {runtime}", f"{times} ({latency['device']})"])
     kinds = [name.removeprefix("novelty_auroc_") for name in export if name.startswith("novelty_auroc_")]
     for kind in kinds:
         area, marked = export[f"novelty_auroc_{kind}"], percent(export[f"novelty_flagged_{kind}"])

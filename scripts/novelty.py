@@ -1,9 +1,12 @@
 """Compare ways to tell images unlike the training images, and time the model; writes both into docs/using.md.
 
+The times go into metrics/latency.json as well, for the report of the same model.
+
 Needs the real dataset and a finished `dvc repro`; nothing else should run on the machine. The photographs are
 those that scikit-image ships, each whole and as four random cuts.
 """
 
+import json
 import os
 import re
 import time
@@ -21,13 +24,14 @@ from sklearn.neighbors import NearestNeighbors
 
 import braintumor
 from braintumor.deployed import BLOCKS, Describer, run_batches
+from braintumor.device import processor
 from braintumor.images import resize_square, to_grey
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks
 from braintumor.params import load_params
 from braintumor.predictor import Predictor
+from braintumor.provenance import checksum
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
 from braintumor.weights import load_model
-from scripts.bench import processor
 from scripts.demo import PROJECT
 
 PAGE = PROJECT / "docs/using.md"
@@ -88,14 +92,24 @@ def milliseconds(call: Callable[[], object], times: int = 50) -> float:
     return 1000 * float(np.median(taken[times // 10 :]))
 
 
-def latencies(models: dict[str, Predictor], squares: np.ndarray) -> str:
-    """Write the table of times, on one thread."""
+def latencies(models: dict[str, Predictor], squares: np.ndarray) -> dict[str, dict[str, float]]:
+    """Time each model on one thread: the milliseconds of one image, and of each of 64."""
+    return {
+        name: {
+            "one": round(milliseconds(lambda model=model: model.run(squares[:1])), 2),
+            "each_of_64": round(milliseconds(lambda model=model: model.run(squares[:64]), 10) / 64, 2),
+        }
+        for name, model in models.items()
+    }
+
+
+def latency_table(milliseconds: dict[str, dict[str, float]], device: str) -> str:
+    """Write the times as a table of Markdown."""
     lines = ["| runs in | one image | each of 64 |", "|---|---|---|"]
-    for name, model in models.items():
-        one = milliseconds(lambda model=model: model.run(squares[:1]))
-        many = milliseconds(lambda model=model: model.run(squares[:64]), 10) / 64
-        lines.append(f"| {name} | {one:.1f} ms | {many:.1f} ms |")
-    return "\n".join([*lines, "", f"{date.today()}, one thread of {processor()}, {os.cpu_count()} cores."])
+    lines += [
+        f"| {name} | {took['one']:.1f} ms | {took['each_of_64']:.1f} ms |" for name, took in milliseconds.items()
+    ]
+    return "\n".join([*lines, "", f"{date.today()}, {device}."])
 
 
 def comparison(sets: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndarray]], flagged: float) -> str:
@@ -144,10 +158,11 @@ def main() -> None:
     labels = table["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
     methods = distances(logits, features, labels)
     models = {"torch": braintumor.load(folder), "onnxruntime": braintumor.load(folder / "model.onnx")}
-    tables = {
-        "novelty": comparison(new, methods, params.flagged),
-        "latency": latencies(models, known[TEST]),
-    }
+    device = f"one thread of {processor()}, {os.cpu_count()} cores"
+    took = latencies(models, known[TEST])
+    measured = {"onnx_sha256": checksum(folder / "model.onnx"), "device": device, "milliseconds": took}
+    (PROJECT / "metrics/latency.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    tables = {"novelty": comparison(new, methods, params.flagged), "latency": latency_table(took, device)}
     page = PAGE.read_text(encoding="utf-8")
     for name, text in tables.items():
         print(text, end="\n\n")

@@ -40,6 +40,7 @@ def main(
     metrics: Path,
     plots: Path,
     seeds: Path,
+    latency: Path,
     report: Path,
     card: Path,
 ) -> None:
@@ -60,6 +61,7 @@ def main(
         overview=overview.read_bytes(),
         description=json.loads(description.read_text(encoding="utf-8")),
         seeds=same_recipe(pd.read_csv(seeds), params) if seeds.exists() else None,
+        latency=measured_on(latency, onnx),
         checksums={
             file.as_posix(): checksum(file)
             for file in (manifest, split, images, weights, description, calibration, novelty, onnx)
@@ -71,6 +73,12 @@ def main(
         with replacing_file(file) as beside:
             beside.write_text(content, encoding="utf-8")
     print(f"{report} of {report.stat().st_size / 1e6:.1f} MB: open it in a browser")
+
+
+def measured_on(latency: Path, onnx: Path) -> dict | None:
+    """Read the times that were measured on a model; None where there are none, or another model's."""
+    measured = json.loads(latency.read_text(encoding="utf-8")) if latency.exists() else {}
+    return measured if measured.get("onnx_sha256") == checksum(onnx) else None
 
 
 def read_scores(file: Path) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from filelock import FileLock
 
+from scripts.demo import MEASURED
 from scripts.study_demo import OVERRIDES
 
 PROJECT = Path(__file__).parent.parent
@@ -74,7 +75,8 @@ def finish_pipeline(folder):
     checkout = Checkout(folder)
     listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split():
-        real_run = name == "dvc.lock" or (name.startswith(("metrics/", "plots/")) and name != "metrics/seeds.csv")
+        made = name.startswith(("metrics/", "plots/")) and Path(name).name not in MEASURED
+        real_run = name == "dvc.lock" or made
         if not real_run and (PROJECT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
