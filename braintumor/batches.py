@@ -142,6 +142,11 @@ def measure(images: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     return float(mean), float(np.sqrt(np.average((values - mean) ** 2, weights=counts)))
 
 
+def _send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device without waiting until it has got there."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
 class Batches:
     """Batches of some rows of an image array.
 
@@ -217,8 +222,8 @@ class Batches:
         own = slice(rank * self.batch_size // ranks, (rank + 1) * self.batch_size // ranks)
         # Order and draws go to the device for many batches at once: a copy for each would make a GPU wait.
         for block in order.split(64 * self.batch_size):
-            draws = augmentation.draw(len(block), generator).to(self.device)
-            on_device = block.to(self.device)
+            draws = _send(augmentation.draw(len(block), generator), self.device)
+            on_device = _send(block, self.device)
             for start in range(0, len(block), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 index = on_device[batch][own]

@@ -8,7 +8,7 @@ import torch
 from braintumor.device import choose_device, choose_precision
 from braintumor.models import Architecture
 from braintumor.params import Params
-from braintumor.training import Recipe, make_optimizer, train_steps
+from braintumor.training import Recipe, make_optimizer, train_step
 
 CLASSES = 4
 # Shares of all images that train and validate, of the protocols' middle; a forward pass is a third of a step.
@@ -51,13 +51,13 @@ def _step_seconds(
     optimizer = make_optimizer(network, optimizer_name, 0.0, 1.0)
     batch = torch.rand(batch_size, 1, size, size, device=device), torch.zeros(batch_size, dtype=int, device=device)
     recipe = Recipe(1, accumulation, optimizer_name, 0.0, 1.0, 0, "constant", 0.0, 0.0, 0.0, None, 0.0, 0)
-    train_steps(network, [batch], optimizer, [0.0], recipe, precision)
+    network.train()
+    train_step(network, *batch, optimizer, recipe, precision)
     # A CPU's own time, the least of a few steps: what else the machine has to do now is not counted.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds = []
     for _ in range(5):
         start = clock()
-        losses, _, _ = train_steps(network, [batch], optimizer, [0.0], recipe, precision)
-        float(losses[-1])  # waits for a GPU
+        float(train_step(network, *batch, optimizer, recipe, precision)[0])  # waits for a GPU
         seconds.append(clock() - start)
     return min(seconds) / (threads if device.type == "cpu" else 1)

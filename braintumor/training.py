@@ -1,9 +1,8 @@
 """The training loop."""
 
 import copy
-import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from braintumor.batches import Augmentation, Batches
 from braintumor.distributed import ALONE, Ranks
 from braintumor.errors import UserError
+from braintumor.graphs import GraphedStep
 
 
 @dataclass(frozen=True)
@@ -97,21 +97,25 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: fl
         Share of the rate that all but the head trains at. Each group has its share as ``share``.
     """
     head = set(model.head.parameters())
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
     # Body and head in groups of their own even at one rate: the fused SGD wants all of a group to start at once.
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for weight in model.parameters():
         groups.setdefault((weight in head, weight.ndim > 1), []).append(weight)
+    # A CUDA graph reads the rate from where it lies, each time.
     settings = [
         {
             "params": own,
+            "lr": torch.zeros((), device=device) if on_gpu else 0.0,
             "share": 1.0 if in_head else body_lr,
             "weight_decay": weight_decay if decays else 0.0,
         }
         for (in_head, decays), own in groups.items()
     ]
     if name == "sgd":
-        return torch.optim.SGD(settings, lr=0.0, momentum=0.9, nesterov=True, fused=True)
-    return torch.optim.AdamW(settings, lr=0.0, fused=True)
+        return torch.optim.SGD(settings, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(settings, fused=True, capturable=on_gpu)
 
 
 def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: float) -> float:
@@ -128,48 +132,52 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: flo
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def train_steps(
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group of weights its share of a learning rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # on a GPU, see make_optimizer
+            group["lr"].fill_(rate * group["share"])
+        else:
+            group["lr"] = rate * group["share"]
+
+
+def train_step(
     network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    images: Tensor,
+    target: Tensor,
     optimizer: torch.optim.Optimizer,
-    rates: list[float],
     recipe: Recipe,
     precision: torch.dtype,
-    after_step: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Train on each batch once, at its learning rate.
+) -> tuple[Tensor, Tensor]:
+    """Train on one batch, at the rate that the optimizer is set to.
 
     Nothing is read from the device on the way, so that a GPU waits for no step.
 
     Returns
     -------
-    losses : Tensor of shape (batches,)
-        What the network had on the way, without label smoothing, as validation has none.
-    predictions, labels : Tensor of shape (images,)
+    loss : Tensor of shape ()
+        What the network had before the step, without label smoothing, as validation has none.
+    predictions : Tensor of shape (images,)
     """
-    network.train()
     plain = getattr(network, "_orig_mod", network)  # of a compiled one
-    losses, predictions, labels = [], [], []
-    for (images, target), rate in zip(batches, rates, strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        optimizer.zero_grad()
-        parts = list(zip(images.chunk(recipe.accumulation), target.chunk(recipe.accumulation), strict=True))
-        for number, (part, part_target) in enumerate(parts, start=1):
-            # Only the last part's gradients have to meet those of other processes.
-            waits = number < len(parts) and isinstance(plain, DistributedDataParallel)
-            with plain.no_sync() if waits else nullcontext():
-                with torch.autocast(images.device.type, precision, enabled=precision != torch.float32):
-                    logits = network(part)
-                logits = logits.float()
-                loss = F.cross_entropy(logits, part_target, label_smoothing=recipe.label_smoothing)
-                (loss / len(parts)).backward()
-            losses.append(F.cross_entropy(logits.detach(), part_target))
-            predictions.append(logits.detach().argmax(1))
-        optimizer.step()
-        after_step()
-        labels.append(target)
-    return torch.stack(losses).view(len(labels), -1).mean(1), torch.cat(predictions), torch.cat(labels)
+    losses, predictions = [], []
+    optimizer.zero_grad()
+    parts = list(zip(images.chunk(recipe.accumulation), target.chunk(recipe.accumulation), strict=True))
+    for number, (part, part_target) in enumerate(parts, start=1):
+        # Only the last part's gradients have to meet those of other processes.
+        waits = number < len(parts) and isinstance(plain, DistributedDataParallel)
+        with plain.no_sync() if waits else nullcontext():
+            # Each weight is cast once, so there is nothing to keep of it.
+            enabled = precision != torch.float32
+            with torch.autocast(images.device.type, precision, enabled=enabled, cache_enabled=False):
+                logits = network(part)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, part_target, label_smoothing=recipe.label_smoothing)
+            (loss / len(parts)).backward()
+        losses.append(F.cross_entropy(logits.detach(), part_target))
+        predictions.append(logits.detach().argmax(1))
+    optimizer.step()
+    return torch.stack(losses).mean(), torch.cat(predictions)
 
 
 @torch.inference_mode()
@@ -191,29 +199,50 @@ def predict(
     return ranks.sum(everyone).cpu()
 
 
-@torch.no_grad()
-def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Take a network's newest weights and batch norm's averages into the averaged network.
+class WeightAverage:
+    """Exponential average of a network's weights and of what its batch norms have averaged.
 
     Parameters
     ----------
-    averaged, model : nn.Module
-        Of one architecture, on one device.
+    model : nn.Module
+        Where it will stay.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The averaged network.
+    weight : Tensor of shape ()
+        Of the newest weights in the next update, 0 to 1; on the network's device.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model)
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        self._olds, self._news = ([pair[i] for pair in pairs if pair[0].is_floating_point()] for i in (0, 1))
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self.weight = self._olds[0].new_zeros(())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the network's newest weights in."""
+        # One call for all of them; lerp would not end at the newest exactly.
+        torch._foreach_mul_(self._olds, 1 - self.weight)
+        torch._foreach_add_(self._olds, torch._foreach_mul(self._news, self.weight))
+        for old, new in self._counts:
+            old.copy_(new)
+
+
+def newest_weight(decay: float, step: int) -> float:
+    """Return what the newest weights count in the average.
+
+    Parameters
+    ----------
     decay : float
         Of the exponential average; 0 keeps the newest.
     step : int
         Steps before this one; at the start the average is faster, as of `step` + 10 steps.
     """
-    weight = 1 - min(decay, step / (step + 10))
-    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
-    floating = [pair for pair in pairs if pair[0].is_floating_point()]
-    # One call for all of them; lerp would not end at the newest exactly.
-    olds, news = ([pair[i] for pair in floating] for i in (0, 1))
-    torch._foreach_mul_(olds, 1 - weight)
-    torch._foreach_add_(olds, news, alpha=weight)
-    for old, new in pairs:
-        if not old.is_floating_point():
-            old.copy_(new)
+    return 1 - min(decay, step / (step + 10))
 
 
 class Diverged(UserError):  # noqa: N818, an event rather than a mistake of the code
@@ -252,7 +281,7 @@ class Training:
     ranks : Ranks, optional
         The processes that train together, this one alone where it is not given.
     compiled : bool
-        Whether torch compiles the network; on a single GPU into CUDA graphs.
+        Whether torch compiles the network.
 
     Attributes
     ----------
@@ -278,6 +307,8 @@ class Training:
     ) -> None:
         self.ranks, self.compiled = ranks, compiled
         parts = self.ranks.count * recipe.accumulation
+        # Gradients that several parts or processes add up to must not lie in a graph's memory.
+        self.graphs = train.device.type == "cuda" and parts == 1
         if train.batch_size % parts or (parts > 1 and len(train) < train.batch_size):
             raise UserError(
                 f"train.batch_size: {train.batch_size} of {len(train)} images cannot be dealt out to "
@@ -288,10 +319,12 @@ class Training:
         self.train, self.validation, self.augmentation = train, validation, augmentation
         self.recipe, self.precision = recipe, precision
         self.optimizer = make_optimizer(self.model, recipe.optimizer, recipe.weight_decay, recipe.body_lr)
-        self.averaged = copy.deepcopy(self.model)
+        self.average = WeightAverage(self.model)
+        self.averaged = self.average.model
         self.epochs: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
         self._network: nn.Module | None = None
+        self._graph: GraphedStep | None = None
         self._frozen = False
 
     @property
@@ -321,23 +354,14 @@ class Training:
             learning_rate(step, recipe.epochs * steps, recipe.lr, recipe.schedule, recipe.warmup)
             for step in range(first, first + steps)
         ]
-        network = self._prepared(frozen=number <= recipe.frozen_epochs)
+        self._prepare(frozen=number <= recipe.frozen_epochs)
         seed = recipe.seed * 100_003 + number
         torch.manual_seed(seed + 1_000_003 * ranks.rank)  # dropout's
         batches = self.train.shuffled(self.augmentation, seed, ranks.rank, ranks.count)
         bar = tqdm(
             batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None if ranks.first else True
         )
-        count = itertools.count(first)
-        losses, predictions, labels = train_steps(
-            network,
-            bar,
-            self.optimizer,
-            rates,
-            recipe,
-            self.precision,
-            lambda: update_average(self.averaged, self.model, recipe.averaging, next(count)),
-        )
+        losses, predictions, labels = self._train(bar, rates, first)
         losses = (ranks.sum(losses) / ranks.count).cpu()
         bad = losses.isfinite().logical_not().nonzero()
         if len(bad):
@@ -358,23 +382,57 @@ class Training:
             self.best_weights = copy.deepcopy(self.averaged.state_dict())
         return self.epochs[-1]
 
-    def _prepared(self, frozen: bool) -> nn.Module:
-        """Return the network as the loop calls it, its body's weights frozen or free."""
-        if self._network is None or frozen != self._frozen:
-            self._frozen = frozen
-            head = set(self.model.head.parameters())
-            for weight in set(self.model.parameters()) - head:
-                weight.requires_grad_(not frozen)
-                weight.grad = None
-            self._network = self.model
-            if self.ranks.count > 1:
-                self._network = DistributedDataParallel(self.model)
-            if self.compiled:
-                # Gradients that several parts add up to must not lie in a graph's memory.
-                alone = self.ranks.count == self.recipe.accumulation == 1
-                graphs = self.train.device.type == "cuda" and alone
-                self._network = torch.compile(self._network, mode="reduce-overhead" if graphs else "default")
-        return self._network
+    def _train(
+        self, batches: Iterable[tuple[Tensor, Tensor]], rates: list[float], first: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Train on each batch at its rate; return the losses, and all predictions and labels.
+
+        `first` is the number of steps before these.
+        """
+        self._network.train()
+        losses, predictions, labels = [], [], []
+        for step, ((images, target), rate) in enumerate(zip(batches, rates, strict=True), start=first):
+            set_rate(self.optimizer, rate)
+            self.average.weight.fill_(newest_weight(self.recipe.averaging, step))
+            if self.graphs and self._graph is None:
+                self._graph = GraphedStep(self._step, images, target, self._tensors)
+            loss, predicted = (self._graph or self._step)(images, target)
+            losses.append(loss)
+            predictions.append(predicted)
+            labels.append(target)
+        return torch.stack(losses), torch.cat(predictions), torch.cat(labels)
+
+    def _step(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on one batch and average the weights; see `train_step`."""
+        done = train_step(self._network, images, target, self.optimizer, self.recipe, self.precision)
+        self.average.update()
+        return done
+
+    def _tensors(self) -> list[Tensor]:
+        """Return all that a step changes."""
+        states = [
+            value
+            for state in self.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return [*self.model.state_dict().values(), *self.averaged.state_dict().values(), *states]
+
+    def _prepare(self, frozen: bool) -> None:
+        """Make the network as the loop calls it, its body's weights frozen or free."""
+        if self._network is not None and frozen == self._frozen:
+            return
+        self._frozen = frozen
+        head = set(self.model.head.parameters())
+        for weight in set(self.model.parameters()) - head:
+            weight.requires_grad_(not frozen)
+            weight.grad = None
+        self._graph = None
+        self._network = self.model
+        if self.ranks.count > 1:
+            self._network = DistributedDataParallel(self.model)
+        if self.compiled:
+            self._network = torch.compile(self._network)
 
     def state(self) -> dict:
         """Return all that has changed since the start, as tensors and plain values."""
@@ -390,7 +448,11 @@ class Training:
         """Go back to where `state` was taken."""
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
+        rates = [group["lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate  # set at each step, and on the device
+        self._graph = None
         self.best_weights = state["best_weights"]
         self.epochs = [
             Epoch(epoch["number"], epoch["lr"], EpochScores(**epoch["train"]), EpochScores(**epoch["validation"]))

@@ -8,7 +8,6 @@ import torch.nn.functional as F  # noqa: N812, the usual name
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from braintumor.training import update_average
 from scripts.bench_setup import Bench, Network, feed, interleaved
 
 
@@ -93,7 +92,7 @@ def dissect(shared: Bench, network: Network, precisions: list[torch.dtype]) -> d
     others = {
         "feeding": lambda: feed(training.train.shuffled(training.augmentation, 0)),
         "optimizer": training.optimizer.step,
-        "averaging": lambda: update_average(training.averaged, training.model, 0.998, 1000),
+        "averaging": training.average.update,
     }
     taken = interleaved(sides | layers | others, shared.device, effort.rounds, effort.turn)
     for name, seconds in taken.items():

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -29,6 +28,7 @@ from braintumor.files import replacing_file
 from braintumor.images import load_squares
 from braintumor.split import assign_subsets
 from braintumor.tables import TRAIN, TRAINING, read_table
+from braintumor.training import WeightAverage
 from scripts import bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
 from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, feed, interleaved, make_training
@@ -217,18 +217,18 @@ def turn_switches(shared: Bench, network: Network) -> dict:
         "no averaging": shared.training(network),
         "compiled": shared.training(network, compiled=True),
     }
-    sides["contiguous"].model.to(memory_format=torch.contiguous_format)
+    contiguous = sides["contiguous"]
+    contiguous.average = WeightAverage(contiguous.model.to(memory_format=torch.contiguous_format))
+    sides["no averaging"].average.update = lambda: None
+    if shared.device.type == "cuda":
+        sides["no graph"] = shared.training(network)
+        sides["no graph"].graphs = False
     for kind in ("for-loop", "foreach", "fused"):
         sides[kind] = shared.training(network)
+        sides[kind].graphs = False  # only fused ones go into a graph
         for group in sides[kind].optimizer.param_groups:
             group["foreach"], group["fused"] = kind == "foreach", kind == "fused"
     calls: dict[str, Callable[[], object]] = {name: side.run_epoch for name, side in sides.items()}
-
-    def run_without_averaging() -> None:
-        with patch("braintumor.training.update_average", lambda *_: None):
-            sides["no averaging"].run_epoch()
-
-    calls["no averaging"] = run_without_averaging
     first_turn, failure = None, "not tried"
     try:
         if shared.effort.compiles:

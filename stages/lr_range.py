@@ -11,7 +11,7 @@ from braintumor.lr_range import range_curve, range_rates, suggest_rate
 from braintumor.models import Architecture
 from braintumor.params import load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
-from braintumor.training import Recipe, make_optimizer, train_steps
+from braintumor.training import Recipe, make_optimizer, set_rate, train_step
 from stages import run
 
 
@@ -33,8 +33,12 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     augmentation = pick(Augmentation, train)
     epochs = (sets.train.shuffled(augmentation, train.seed + epoch) for epoch in count())
     batches = islice(chain.from_iterable(epochs), test.steps)
-    losses, _, _ = train_steps(model, batches, optimizer, rates, recipe, precision)
-    rising = range_curve(rates, losses.cpu().numpy(), test.smoothing)
+    model.train()
+    losses = []
+    for (batch, target), rate in zip(batches, rates, strict=True):
+        set_rate(optimizer, rate)
+        losses.append(train_step(model, batch, target, optimizer, recipe, precision)[0])
+    rising = range_curve(rates, torch.stack(losses).cpu().numpy(), test.smoothing)
     write_table(rising, curve)
     suggestion = suggest_rate(rising)
     # No suggestion stops only a training that asks for one.

@@ -16,11 +16,12 @@ from braintumor.training import (
     Diverged,
     Recipe,
     Training,
+    WeightAverage,
     epoch_scores,
     learning_rate,
     make_optimizer,
+    newest_weight,
     predict,
-    update_average,
 )
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ RECIPE = Recipe(
 AUGMENTATION = Augmentation(flip=0.5, shift=0.05, rotation=5, scale=0, brightness=0.1, contrast=0)
 
 
-def make_sets(n=320, size=32):
+def make_sets(n=320, size=32, device=CPU):
     """Noise with a bright square in the upper or lower half, which is the class."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 80, (n, size, size), np.uint8)
@@ -41,15 +42,18 @@ def make_sets(n=320, size=32):
         image[top : top + 8, 12:20] += 150
     rows = np.arange(n)
     return [
-        Batches(images, part, labels[part], 16, 0.2, 0.2, CPU) for part in (rows[: n * 3 // 4], rows[n * 3 // 4 :])
+        Batches(images, part, labels[part], 16, 0.2, 0.2, device)
+        for part in (rows[: n * 3 // 4], rows[n * 3 // 4 :])
     ]
 
 
-def train(recipe=RECIPE, precision=torch.float32, epochs=None, state=None):
-    choose_device("cpu", 2)
+def train(recipe=RECIPE, precision=torch.float32, epochs=None, state=None, device="cpu", graphs=None):
+    device = choose_device(device, 2)
     torch.manual_seed(recipe.seed)
     model = Architecture.named("resnet", [8, 16], None, 0.1, 32, 2).build()
-    training = Training(model, *make_sets(), AUGMENTATION, recipe, precision)
+    training = Training(model, *make_sets(device=device), AUGMENTATION, recipe, precision)
+    if graphs is not None:
+        training.graphs = graphs
     if state:
         training.restore(state)
     while not training.done and len(training.epochs) != epochs:
@@ -96,11 +100,14 @@ def test_patience_stops_after_so_many_epochs_without_a_better_one():
 
 def test_averaged_weights_follow_at_the_decay():
     for step, expected in ((0, 2.0), (10, 1.5), (10**6, 1.1)):  # at the start as of 10 earlier steps
-        averaged, newest = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+        newest = nn.BatchNorm1d(1)
+        average = WeightAverage(newest)
         nn.init.constant_(newest.weight, 2.0)
         newest.running_var.fill_(2.0)
         newest.num_batches_tracked.fill_(7)
-        update_average(averaged, newest, 0.9, step)
+        average.weight.fill_(newest_weight(0.9, step))
+        average.update()
+        averaged = average.model
         assert averaged.weight.item() == averaged.running_var.item() == pytest.approx(expected)
         assert averaged.num_batches_tracked == 7
     newest = train(replace(epochs=2, averaging=0.0))
@@ -160,6 +167,34 @@ def test_a_compiled_network_learns_what_the_plain_one_does():
         return losses
 
     assert curve(True) == pytest.approx(curve(False), abs=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_as_a_graph_trains_as_the_plain_one_does_and_goes_on_from_any_epoch(optimizer, tmp_path):
+    recipe = replace(optimizer=optimizer, lr=0.01, frozen_epochs=1, epochs=4)
+    plain, graphed = (train(recipe, device="cuda", graphs=graphs) for graphs in (False, True))
+    losses = [[epoch.train.loss for epoch in training.epochs] for training in (plain, graphed)]
+    assert losses[1] == pytest.approx(losses[0], abs=0.02)
+    half = train(recipe, device="cuda", epochs=2)
+    checkpoint = Checkpoint(tmp_path, "key")
+    checkpoint.save(half.state())
+    again = train(recipe, device="cuda", state=checkpoint.load())
+    assert again.epochs == graphed.epochs
+    for name, value in graphed.best_weights.items():
+        assert torch.equal(value, again.best_weights[name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_no_step_waits_for_the_gpu():
+    training = train(replace(epochs=2), device="cuda", epochs=1)
+    training._prepare(frozen=False)
+    batches, steps = training.train.shuffled(AUGMENTATION, 0), training.train.steps
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training._train(batches, [0.01] * steps, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
