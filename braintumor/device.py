@@ -1,4 +1,4 @@
-"""What a training runs on: the device, the numbers' type, compiled or not."""
+"""What a training runs on: the device and the numbers' type."""
 
 import os
 import platform
@@ -65,11 +65,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         capabilities = torch.cpu.get_capabilities()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return torch.bfloat16 if fast else torch.float32
-
-
-def choose_compilation(name: str | bool, device: torch.device) -> bool:
-    """Return whether torch compiles the network: ``auto`` is yes on a GPU, where it pays in seconds."""
-    return device.type == "cuda" if name == "auto" else bool(name)
 
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:

@@ -8,7 +8,7 @@ from dvclive import Live
 
 from braintumor.batches import Augmentation, Sets
 from braintumor.checkpoint import Checkpoint
-from braintumor.device import choose_compilation, choose_precision, synchronise_norms
+from braintumor.device import choose_precision, synchronise_norms
 from braintumor.distributed import ALONE, Ranks
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Train, pick
@@ -49,9 +49,8 @@ def make_training(
             f"{len(sets.train)} images train, {len(sets.validation)} validate",
             flush=True,
         )
-    compiled = choose_compilation(train.compile, device)
     augmentation = pick(Augmentation, train)
-    return Training(model, sets.train, sets.validation, augmentation, recipe, precision, ranks, compiled)
+    return Training(model, sets.train, sets.validation, augmentation, recipe, precision, ranks, train.compile)
 
 
 def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:

@@ -45,7 +45,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # Auto, or what is in the second place; told apart by hand so that an error speaks of one of them only.
 AUTO = Discriminator(lambda value: "auto" if value == "auto" else "value")
 AutoOrRate = Annotated[Annotated[Literal["auto"], Tag("auto")] | Annotated[Positive, Tag("value")], AUTO]
-AutoOrBool = Annotated[Annotated[Literal["auto"], Tag("auto")] | Annotated[bool, Tag("value")], AUTO]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -155,7 +154,7 @@ class Train(Section):
     device: Device
     precision: Literal["auto", "float32", "bfloat16"]
     threads: Count
-    compile: AutoOrBool
+    compile: bool
     launcher: Annotated[str, Field(min_length=1)]
     sync_batch_norm: bool
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from braintumor.batches import Augmentation, Batches, measure
-from braintumor.device import choose_compilation, choose_device, choose_precision
+from braintumor.device import choose_device, choose_precision
 from braintumor.images import read_image, resize_square
 from braintumor.models import Architecture
 from braintumor.params import Train, load_params, pick
@@ -101,7 +101,7 @@ class Bench:
         seed = default.model_copy(update=SEED_PARAMS | effort.train)
         self.device = choose_device(default.device, default.threads)
         self.precision = choose_precision(default.precision, self.device)
-        self.compiled = effort.compiles and choose_compilation(default.compile, self.device)
+        self.compiled = effort.compiles and default.compile
         steps = [count * (20 if self.device.type == "cuda" else 1) for count in effort.steps]
         self.networks = {
             "default": Network(default, effort.sizes[0] or self.params.preprocess.size, steps[0]),

@@ -12,7 +12,7 @@ import torch
 import braintumor
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, fingerprint
-from braintumor.device import choose_compilation, choose_device, choose_precision, describe_environment
+from braintumor.device import choose_device, choose_precision, describe_environment
 from braintumor.distributed import joined, place_on_machine
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
@@ -88,8 +88,7 @@ def configuration(params: Params, recipe: Recipe, data: list[Path], device: torc
     train = params.train.model_dump(exclude={"launcher", "lr"})
     # What auto stands for on this machine, where another may go on.
     precision = choose_precision(params.train.precision, device)
-    compiled = choose_compilation(params.train.compile, device)
-    versions = torch.__version__, device.type, precision, compiled
+    versions = torch.__version__, device.type, precision
     return fingerprint([*code, *data], train, recipe, params.preprocess, versions)
 
 
