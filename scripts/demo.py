@@ -28,6 +28,7 @@ OVERRIDES = {
         "balance": 0.5,
         "shift": 0.1,
         "rotation": 10,
+        "scale": 0.0,
         "brightness": 0.2,
         "epochs": 60,
         "batch_size": 32,
