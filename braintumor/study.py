@@ -94,13 +94,14 @@ class Record:
 def read_study(file: Path, content: dict) -> list[Experiment]:
     """Read the rows of a study, in the order in which they run.
 
-    Parts follow each other; within one, the first row of each entry comes before the second of any.
+    Parts follow each other; within one, the first row of each entry comes before the second of any. Repetitions
+    come last: a table with a row of everything says more than one with five of the first.
 
     Parameters
     ----------
     file : Path
-        ``parts`` -> part -> ``experiments``: a list of ``name``, ``overrides``, ``cut``, and ``vary``, one param
-        with a list of values, each of which makes a row.
+        ``parts`` -> part -> ``experiments``: a list of ``name``, ``overrides``, ``cut``, and ``vary`` or
+        ``repeat``, one param with a list of values, each of which makes a row.
     content : dict
         Of params.yaml.
 
@@ -110,23 +111,23 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
         If a name occurs twice or a param is not one.
     """
     parts = yaml.safe_load(file.read_text(encoding="utf-8"))["parts"]
-    experiments = []
-    for part, described in parts.items():
-        rounds: dict[int, list[Experiment]] = {}
+    ranked = []
+    for place, (part, described) in enumerate(parts.items()):
         for entry in described["experiments"]:
             name, cut = entry["name"], entry.get("cut", described.get("cut", "none"))
             overrides = entry.get("overrides", {})
-            ((param, values),) = entry.get("vary", {None: [None]}).items()
+            ((param, values),) = entry.get("vary", entry.get("repeat", {None: [None]})).items()
             for number, value in enumerate(values):
                 ending = f"-{param.split('.')[1]}-{value}" if param else ""
                 varied = overrides | ({param: value} if param else {})
                 row = Experiment(f"{name}{ending}", part, name, cut, varied)
-                rounds.setdefault(number, []).append(row)
+                rank = (number, 0, 0) if "repeat" in entry and number else (0, place, number)
+                ranked.append((rank, row))
                 try:
                     with_overrides(content, varied)
                 except (ValidationError, KeyError, ValueError) as error:
                     raise UserError(f"{file}: {row.name}: {' '.join(str(error).split())}") from None
-        experiments += [row for number in sorted(rounds) for row in rounds[number]]
+    experiments = [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
     names = [row.name for row in experiments]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{file}: named twice: {', '.join(twice)}")

@@ -5,18 +5,15 @@ checkout stays as it is. Stopped at any moment, it starts with the row that was 
 than the committed one are run again.
 """
 
-import os
+import json
 import re
 import subprocess
 import sys
-import time
 
 import dvc.api
 import pandas as pd
-import torch
 import yaml
 
-from braintumor.device import processor
 from braintumor.params import load_params
 from braintumor.tables import read_table, write_table
 from scripts.demo import PROJECT
@@ -26,7 +23,7 @@ PAGE = PROJECT / "docs" / "training.md"
 PLACE = re.compile(r"(?<=<!-- seeds -->\n).*?(?=<!-- /seeds -->)", re.DOTALL)
 COLUMNS = [
     "protocol", "group_by", "seed", "fold", "accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy",
-    "epochs", "seconds", "device", "commit",
+    "epochs", "device", "commit",
 ]  # fmt: skip
 KEY = COLUMNS[:4]
 # The stages that a row's scores depend on, and their params.
@@ -76,17 +73,15 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
         "train.seed": seed,
     }
     overrides = [text for param, value in overridden.items() for text in ("-S", f"{param}={value}")]
-    start = time.perf_counter()
     run("dvc", "exp", "run", "--temp", "--name", name, *overrides, "evaluate")
-    seconds = time.perf_counter() - start
     test, train = (
         dvc.api.metrics_show(f"metrics/{stage}.json", repo=str(PROJECT), rev=name) for stage in ("test", "train")
     )
-    cores = f"{os.cpu_count()} cores of {processor()}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
+    # Where it was trained, which the run cache may have done elsewhere.
+    device = json.loads(dvc.api.read("models/model.json", repo=str(PROJECT), rev=name))["environment"]["device"]
     values = [
         *row, test["accuracy"], test["accuracy_distinct"], test.get("accuracy_copy_free"),
-        train["validation_accuracy"], train["epochs"], round(seconds), device, head,
+        train["validation_accuracy"], train["epochs"], device, head,
     ]  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

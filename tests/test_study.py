@@ -41,6 +41,21 @@ def test_rows_come_round_by_round_and_each_has_its_value(tmp_path):
     ]
 
 
+def test_repetitions_come_after_all_parts(tmp_path):
+    parts = {
+        "first": [
+            {"name": "a", "repeat": {"train.seed": [1, 2, 3]}},
+            {"name": "b", "repeat": {"split.fold": [0, 1]}},
+        ],
+        "second": [{"name": "c", "vary": {"train.dropout": [0.1, 0.2]}}],
+    }
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({"parts": {part: {"experiments": rows} for part, rows in parts.items()}}))
+    rows = [row.name for row in study.read_study(file, CONTENT)]
+    once = ["a-seed-1", "b-fold-0", "c-dropout-0.1", "c-dropout-0.2"]
+    assert rows == [*once, "a-seed-2", "b-fold-1", "a-seed-3"]
+
+
 @pytest.mark.parametrize(
     ("experiments", "message"),
     [
@@ -69,7 +84,8 @@ def test_the_projects_studies_can_be_run_and_told_in_their_page(name):
 def test_the_ladder_comes_first_with_five_rows_a_rung_for_both_networks():
     rows = study.read_study(PROJECT / "study.yaml", CONTENT)
     ladder = [row for row in rows if row.part == "ladder"]
-    assert rows[: len(ladder)] == ladder
+    assert rows[:10] == ladder[:10]
+    assert len({row.entry for row in rows[:10]}) == 10
     kinds = {}
     for row in ladder:
         params = study.with_overrides(CONTENT, row.overrides)
