@@ -15,6 +15,21 @@ from braintumor.errors import UserError
 from braintumor.images import UnreadableImageError, decode_image
 from braintumor.tables import FOLDERS
 
+# What the metrics put behind a score's name, where a class stands as well: pointing_right, sensitivity_low.
+RESERVED = "low", "high", "right", "wrong", "centre", "shuffled", "even"
+
+
+def check_classes(classes: Iterable[str]) -> None:
+    """Raise a UserError if the metrics of a class would have the name of other metrics."""
+    known = set(classes)
+    for name in sorted(known):
+        start, _, end = name.rpartition("_")
+        if name in RESERVED or (end in RESERVED and start in known):
+            raise UserError(
+                f"audit: a class cannot be called {name}, as the metrics name other scores so: rename its folder, "
+                f"to {name}_class for example"
+            )
+
 
 def inspect_image(raw: Path, path: str, max_pixels: int) -> tuple[dict, np.ndarray]:
     """Read one image: its row of the manifest and its signature.

@@ -23,6 +23,7 @@ def main(
 ) -> None:
     params = load_params(Path("params.yaml")).audit
     paths = list_images(raw)
+    library.check_classes(path.split("/")[1] for path in paths)
     table, signatures, unreadable = library.inspect_images(raw, paths, params.max_pixels, workers())
     write_table(unreadable, quarantine)
     if not paths:

@@ -8,6 +8,7 @@ from PIL import Image
 from braintumor.errors import UserError
 from braintumor.manifest import (
     add_groups,
+    check_classes,
     count_classes,
     inspect_images,
     read_patients,
@@ -131,6 +132,13 @@ def test_a_manifest_comes_back_as_it_was_written(table, tmp_path):
     assert again["patient"].dropna().tolist() == ["7", "7", "8"]
     known = [name for name in table if name != "patient"]
     pd.testing.assert_frame_equal(again[known], table[known], check_dtype=False)
+
+
+@pytest.mark.parametrize("names", [["low", "high_grade"], ["a", "right"], ["glioma", "glioma_high"]])
+def test_a_class_that_is_called_as_a_score_is_an_error(names):
+    with pytest.raises(UserError, match=r"a class cannot be called (low|right|glioma_high),.*rename its folder"):
+        check_classes(names)
+    check_classes(["glioma", "low_grade", "high_grade", "meningioma_low"])
 
 
 def test_patients_are_text_in_the_order_of_the_images(tmp_path):

@@ -128,6 +128,19 @@ def test_equal_inputs_give_an_equal_page(finished, checkout):
     assert (checkout.folder / "report/index.html").read_bytes() == before.replace(commit, now)
 
 
+def test_a_report_without_an_error_says_so(checkout):
+    data = checkout.folder / "data"
+    predictions = read_table(data / "predictions.csv").assign(prediction=lambda table: table["class"])
+    explained = read_table(data / "saliency.csv").assign(prediction=lambda table: table["class"], right=True)
+    for name, table in (("predictions", predictions), ("saliency", explained)):
+        (data / f"{name}.csv").unlink()  # a link into the cache
+        table.to_csv(data / f"{name}.csv", index=False)
+    checkout.run("dvc repro --single-item --force report")
+    page = (checkout.folder / "report/index.html").read_text(encoding="utf-8")
+    assert "No test image was wrong" in page
+    assert "<li data-class" not in page
+
+
 @needs_chromium
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1440, "light")])
 def test_the_page_loads_alone_and_nothing_overflows(opened, width, scheme):
@@ -139,6 +152,16 @@ def test_the_page_loads_alone_and_nothing_overflows(opened, width, scheme):
     assert page.evaluate("document.images.length") > 10 and page.evaluate(broken) == 0
     charts = page.locator("figure.chart svg[role=img][aria-label]")
     assert charts.count() == page.locator("figure.chart").count() == 9
+
+
+@needs_chromium
+def test_on_paper_it_is_black_on_white_and_nothing_sticks_out(opened):
+    page = opened(794, "dark")  # A4 at 96 dots an inch
+    page.emulate_media(media="print")
+    style = "(style => [style.color, style.backgroundColor])(getComputedStyle(document.body))"
+    assert page.evaluate(style) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    assert page.locator(".controls").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 794
 
 
 @needs_chromium
