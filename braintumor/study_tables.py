@@ -1,6 +1,5 @@
 """What the study's table comes to: the ladder of protocols, its picture, the tables of docs/study.md."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
+from braintumor.pages import fill
 from braintumor.plots import PALETTE, save
 
 # From the number that everybody reports to the one that holds for a new person.
@@ -134,6 +134,5 @@ def _line_name(rows: pd.DataFrame) -> pd.Series:
 def fill_page(page: str, table: pd.DataFrame) -> str:
     """Put each part's table between its marks, such as ``<!-- ladder -->`` and ``<!-- /ladder -->``."""
     for part in table["part"].unique():
-        place = re.compile(rf"(?<=<!-- {part} -->\n).*?(?=<!-- /{part} -->)", re.DOTALL)
-        page = place.sub(lambda _, part=part: summary(table, part), page)
+        page = fill(page, part, summary(table, part))
     return page

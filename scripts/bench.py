@@ -4,7 +4,6 @@ Needs the real dataset in data/raw and a finished `dvc repro`; nothing else shou
 """
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from datetime import date
 from pathlib import Path
 
 from braintumor.device import processor
+from braintumor.pages import fill
 from scripts.demo import PROJECT
 
 # A child's peak begins at its parent's size, so a small process stands between.
@@ -23,7 +23,6 @@ code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code != 0)
 """
-PLACE = re.compile(r"(?<=<!-- bench -->\n).*?(?=<!-- /bench -->)", re.DOTALL)
 
 
 def measure(command: str, folder: Path = PROJECT) -> tuple[float, float]:
@@ -71,7 +70,7 @@ def main() -> None:
     table = "\n".join(lines)
     print(table)
     readme = PROJECT / "README.md"
-    readme.write_text(PLACE.sub(lambda _: table, readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(fill(readme.read_text(encoding="utf-8"), "bench", table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ those that scikit-image ships, each whole and as four random cuts.
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from datetime import date
@@ -27,6 +26,7 @@ from braintumor.deployed import BLOCKS, Describer, run_batches
 from braintumor.device import processor
 from braintumor.images import resize_square, to_grey
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks
+from braintumor.pages import fill
 from braintumor.params import load_params
 from braintumor.predictor import Predictor
 from braintumor.provenance import checksum
@@ -127,11 +127,6 @@ def comparison(sets: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndar
             cells.append(f"{area:.3f}, {np.mean(scores[kind] > limit):.0%}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def fill(page: str, name: str, table: str) -> str:
-    """Put a table into its place in a page."""
-    return re.sub(rf"(?s)(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", lambda _: f"{table}\n", page)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ writes the tables and the plot of docs/scaling.md. Needs no data; nothing else s
 
 import math
 import os
-import re
 import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torchvision.models import resnet50
 from braintumor import plots
 from braintumor.device import processor
 from braintumor.models import Architecture, count_parameters
+from braintumor.pages import fill
 from braintumor.params import load_params
 from scripts import rates as measured
 from scripts.demo import PROJECT
@@ -66,7 +66,6 @@ A = {name: value * unit for name, (value, unit, _, _) in ASSUMED.items()}
 SIZES = [10**k for k in range(4, 9)]
 YEAR = 365.25 * 86400
 BEFORE = "train: before its first step"
-PLACE = re.compile(r"(?<=<!-- scaling -->\n).*?(?=<!-- /scaling -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -404,7 +403,7 @@ def main() -> None:
     tables = report(r, work, load)
     print(tables)
     page = PROJECT / "docs" / "scaling.md"
-    page.write_text(PLACE.sub(lambda _: tables, page.read_text(encoding="utf-8")), encoding="utf-8")
+    page.write_text(fill(page.read_text(encoding="utf-8"), "scaling", tables), encoding="utf-8")
     plots.save(draw(r, work), page.with_suffix(".png"))
 
 

@@ -6,7 +6,6 @@ than the committed one are run again.
 """
 
 import json
-import re
 import subprocess
 import sys
 
@@ -14,13 +13,13 @@ import dvc.api
 import pandas as pd
 import yaml
 
+from braintumor.pages import fill
 from braintumor.params import load_params
 from braintumor.tables import read_table, write_table
 from scripts.demo import PROJECT
 
 RESULTS = PROJECT / "metrics" / "seeds.csv"
 PAGE = PROJECT / "docs" / "training.md"
-PLACE = re.compile(r"(?<=<!-- seeds -->\n).*?(?=<!-- /seeds -->)", re.DOTALL)
 COLUMNS = [
     "protocol", "group_by", "seed", "fold", "accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy",
     "epochs", "device", "commit",
@@ -139,7 +138,7 @@ def main() -> None:
         result = pd.DataFrame([run_row(row)])
         table = pd.concat([table, result], ignore_index=True) if len(table) else result
         write_table(table, RESULTS)
-        page = PLACE.sub(lambda _, rows=table: summary(rows), PAGE.read_text(encoding="utf-8"))
+        page = fill(PAGE.read_text(encoding="utf-8"), "seeds", summary(table))
         PAGE.write_text(page, encoding="utf-8")
         print(result.to_string(index=False), flush=True)
 

@@ -7,7 +7,6 @@ other, and appends a row for each. Several of it may run side by side on differe
 """
 
 import argparse
-import re
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from braintumor.batches import make_sets
 from braintumor.device import choose_device
 from braintumor.epochs import make_training
 from braintumor.models import Architecture, count_parameters
+from braintumor.pages import fill
 from braintumor.params import Params, load_params, pick, with_overrides
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
@@ -189,8 +189,7 @@ def main() -> None:
     results = pd.read_csv(RESULTS)
     page = PAGE.read_text(encoding="utf-8")
     for protocol, rows in results.groupby("protocol"):
-        place = re.compile(rf"(?<=<!-- {protocol} -->\n).*?(?=<!-- /{protocol} -->)", re.DOTALL)
-        page = place.sub(lambda _, rows=rows: summary(rows), page)
+        page = fill(page, protocol, summary(rows))
     PAGE.write_text(page, encoding="utf-8")
     save(learning_curve(results, content["learning_curve"]), CURVE)
 

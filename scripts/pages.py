@@ -1,0 +1,260 @@
+"""Write the committed run's figures, and those of two experiments, into README.md and docs/evaluation.md.
+
+    python -m scripts.pages [OFFICIAL] [WHERE]
+
+OFFICIAL is an experiment of DVC with split.protocol=official, WHERE one with explain.boxes; the tables of one
+that is not given stay as they are. The ladder comes from plots/study/ladder.csv.
+"""
+
+import argparse
+import io
+import json
+import sys
+
+import dvc.api
+import pandas as pd
+
+from braintumor.pages import fill, table
+from braintumor.params import load_params
+from braintumor.results import ABSENT, number_with_interval, percent, with_interval
+from scripts.demo import PROJECT
+
+NUMBERS = {
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "macro F1",
+    "mcc": "MCC",
+    "kappa": "Cohen's kappa",
+    "auc": "AUC, mean of the classes against the rest",
+    "average_precision": "average precision, likewise",
+}
+CALIBRATION = {"ece": "ECE, 15 bins", "brier": "Brier score, 0 to 2", "log_loss": "log-loss"}
+SUBSETS = {
+    "all": "all test images",
+    "distinct": "distinct: each group of copies weighs one",
+    "copied": "copied: with a copy in training",
+    "copy_free": "copy-free",
+    "patient_seen": "of a patient known to be in training",
+    "patient_free": "neither a copy nor a known patient in training",
+    "patients": "each known patient weighs one",
+    "patients_together": "known patients, by the mean probability of their images",
+}
+BASELINES = {
+    "majority": "nothing: the class that most training images have",
+    "size": "width, height and mode of the file",
+    "intensity": "grey values, without their places",
+    "border": "the outer tenth of each side",
+    "network_border": "the network, on the same outer tenth",
+    "network": "**the network**",
+}
+LADDER = {
+    "seed": "`seed`: half of `Testing`, the other half validates",
+    "official": "`official`: `Testing`, as everybody reports",
+    "copy_free": "`copy_free`: `Testing`, its copies do not train",
+    "grouped by copy": "`grouped` by copy: no copy on both sides",
+    "grouped by patient": "**`grouped` by patient: new people**",
+}
+
+
+class Run:
+    """The files of a run: of the checkout, or of a revision that DVC knows."""
+
+    def __init__(self, revision: str | None = None) -> None:
+        self.revision = revision
+
+    def text(self, path: str) -> str:
+        """Read a file of the run."""
+        if self.revision is None:
+            return (PROJECT / path).read_text(encoding="utf-8")
+        return dvc.api.read(path, repo=str(PROJECT), rev=self.revision, encoding="utf-8")
+
+    def scores(self, name: str) -> dict:
+        """Read one of the files in metrics/."""
+        return json.loads(self.text(f"metrics/{name}.json"))
+
+    def rows(self, name: str) -> dict[str, dict]:
+        """Read a table in plots/, by its first column."""
+        content = pd.read_csv(io.StringIO(self.text(f"plots/{name}.csv")))
+        return {row.iloc[0]: row.to_dict() for _, row in content.iterrows()}
+
+
+def of_accuracy(row: dict) -> str:
+    """Write a row's accuracy with its interval."""
+    return with_interval({"x": row["accuracy"], "x_low": row["low"], "x_high": row["high"]}, "x")
+
+
+def subset_cell(row: dict, images: int) -> str:
+    """Write a subset's accuracy and size, or that it is all of the images or none."""
+    if row["images"] == 0:
+        return "none"
+    if row["images"] == images and row["subset"] not in ("all", "distinct"):
+        return "all of them"
+    return f"{of_accuracy(row)} of {row['units']:,}"
+
+
+def run_tables(run: Run) -> dict[str, str]:
+    """Return the tables of one run alone."""
+    test, calibration = run.scores("test"), run.scores("calibration")
+    groups = {"x": test["accuracy"], "x_low": test["accuracy_groups_low"], "x_high": test["accuracy_groups_high"]}
+    numbers = [
+        [text, *number_with_interval(test, name).replace(" [", " | [").split(" | ")]
+        for name, text in NUMBERS.items()
+    ]
+    calibrated = [["temperature", "1", f"{calibration['temperature']:.3f}"]]
+    for name, text in CALIBRATION.items():
+        calibrated.append(
+            [text, *(number_with_interval(calibration, f"{name}_{side}") for side in ("before", "after"))]
+        )
+    confident = (with_interval(calibration, f"confident_errors_{side}") for side in ("before", "after"))
+    calibrated.append([f"of the {test['errors']} errors, made with more than 90% confidence", *confident])
+    negative = load_params(PROJECT / "params.yaml").evaluate.negative
+    tumours = [
+        [
+            f"of the {test['tumours']:,} tumours taken for some tumour",
+            with_interval(test, "tumour_sensitivity"),
+            str(test["tumours_missed"]),
+        ],
+        [
+            f"of the {test['images'] - test['tumours']:,} others called `{negative}`",
+            with_interval(test, "tumour_specificity"),
+            str(test["false_alarms"]),
+        ],
+    ]
+    subgroups = pd.read_csv(io.StringIO(run.text("plots/subgroups.csv")))
+    parts = [
+        [
+            row["subgroup"],
+            str(row["value"]),
+            f"{row['images']:,}",
+            percent(row["accuracy"]) + ", too few" if row["too_small"] else of_accuracy(row),
+        ]
+        for row in subgroups.to_dict("records")
+    ]
+    coverage = [["all", percent(1 - test["accuracy"])]]
+    coverage += [
+        [f"the {share}% most certain", with_interval(calibration, f"risk_coverage_{share}")] for share in (90, 80)
+    ]
+    flips = [
+        ["as they are", with_interval(test, "accuracy")],
+        ["mean of each image and its mirror image", with_interval(test, "accuracy_flips")],
+    ]
+    return {
+        "intervals": table(
+            ["accuracy", "95% interval"],
+            [
+                ["Wilson, images independent", with_interval(test, "accuracy")],
+                ["bootstrap over groups", with_interval(groups, "x")],
+            ],
+        ),
+        "numbers": table(["", "value", "95% interval, over groups"], numbers),
+        "calibration": table(["on the test images", "before", "after"], calibrated),
+        "tumours": table(["", "right", "wrong"], tumours),
+        "coverage": table(["answered", "wrong"], coverage),
+        "subgroups": table(["", "", "images", "right"], parts),
+        "flips": table(["probabilities", "right"], flips),
+    }
+
+
+def two_columns(run: Run, official: Run) -> dict[str, str]:
+    """Return the tables that show both protocols, and the README's."""
+    header = ["grouped by patient", "official"]
+    subsets, baselines = [[each.rows(name) for each in (run, official)] for name in ("subsets", "baselines")]
+    images = [each["all"]["images"] for each in subsets]
+    for each in subsets:
+        for name, row in each.items():
+            row["subset"] = name
+    parts = [
+        [text, *(subset_cell(each[name], n) for each, n in zip(subsets, images, strict=True))]
+        for name, text in SUBSETS.items()
+    ]
+    blind = [[text, *(of_accuracy(each[name]) for each in baselines)] for name, text in BASELINES.items()]
+    new, usual = (
+        [f"{of_accuracy(each[name])} of {each[name]['units']:,}" for name in ("all", "distinct", "copy_free")]
+        for each in subsets
+    )
+    results = [
+        ["new people: `grouped` by patient, first of five folds (the committed run)", new[0], new[1]],
+        ["what everybody reports: `official`", usual[0], usual[1]],
+        [f"of those, the {subsets[1]['copy_free']['images']} images without a copy in `Training`", usual[2], ""],
+    ]
+    return {
+        "subsets": table(["accuracy on", *header], parts),
+        "baselines": table(["what is seen", *header], blind),
+        "results": table(["tested on", "all test images", "distinct test images"], results),
+    }
+
+
+def where_table(run: Run) -> str:
+    """Return the table of how well Grad-CAM finds the tumours."""
+    scores = run.scores("explain")
+    names = [name.removeprefix("located_") for name in scores if name.startswith("located_")]
+    rows = []
+    for name in ("", *(f"_{name}" for name in names)):
+        subject = name.removeprefix("_") or "all"
+        rows.append(
+            [
+                f"{subject}, {scores[f'located{name}']}",
+                with_interval(scores, f"pointing{name}"),
+                number_with_interval(scores, f"overlap{name}"),
+            ]
+        )
+    for subject, name in (("a dot in the middle", "_centre"), ("all weights shuffled", "_shuffled")):
+        rows.append([subject, percent(scores[f"pointing{name}"]), f"{scores[f'overlap{name}']:.3f}"])
+    rows.append(["chance", percent(scores["tumour_area"]), f"{scores['tumour_area']:.3f}"])
+    return table(["maps of images with a box", "point into the tumour", "overlap with it"], rows)
+
+
+def ladder_table() -> str:
+    """Return the README's ladder, or nothing where the study has not run."""
+    file = PROJECT / "plots/study/ladder.csv"
+    if not file.exists():
+        return ""
+    rungs = pd.read_csv(file)
+
+    def cell(rung: str, model: str, measured_on: str) -> str:
+        found = rungs[(rungs["rung"] == rung) & (rungs["model"] == model) & (rungs["measured_on"] == measured_on)]
+        if found.empty:
+            return ABSENT
+        row = found.iloc[0]
+        return of_accuracy({"accuracy": row["mean"], "low": row["low"], "high": row["high"]}) + (
+            f" ({row['repeats']} runs)" if row["repeats"] > 1 else ""
+        )
+
+    whole = "all test images"
+    columns = [("resnet", whole), ("resnet", "distinct"), ("cnn3", whole), ("baseline border", whole)]
+    rows = [[text, *(cell(rung, *column) for column in columns)] for rung, text in LADDER.items()]
+    return table(
+        [
+            "tested on",
+            "default network",
+            "distinct images",
+            "the seed's cnn3",
+            "a forest that sees the border only",
+        ],
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.pages", description="Write the figures into the pages"
+    )
+    parser.add_argument("official", nargs="?", help="experiment with split.protocol=official")
+    parser.add_argument("where", nargs="?", help="experiment with explain.boxes")
+    arguments = parser.parse_args()
+    tables = run_tables(Run()) | {"ladder": ladder_table()}
+    try:
+        if arguments.official:
+            tables |= two_columns(Run(), Run(arguments.official))
+        if arguments.where:
+            tables["where"] = where_table(Run(arguments.where))
+    except (dvc.exceptions.DvcException, KeyError) as error:
+        sys.exit(f"error: {arguments.official} or {arguments.where} is no such experiment: {error}")
+    for name in ("README.md", "docs/evaluation.md"):
+        page = (PROJECT / name).read_text(encoding="utf-8")
+        for mark, text in tables.items():
+            page = fill(page, mark, text) if text else page
+        (PROJECT / name).write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The figures in the pages are those of the committed run and of the study."""
+
+import pandas as pd
+import pytest
+
+from braintumor.pages import fill, table
+from scripts import pages
+from tests.conftest import PROJECT
+
+EVALUATION = (PROJECT / "docs/evaluation.md").read_text()
+README = (PROJECT / "README.md").read_text()
+TABLES = pages.run_tables(pages.Run())
+
+
+def test_a_table_stands_between_its_marks_and_the_rest_stays():
+    page = "before\n<!-- a -->\nold\n<!-- /a -->\nafter\n<!-- b -->\n<!-- /b -->\n"
+    filled = fill(page, "a", table(["x", "y"], [["1", r"\2"]]))
+    assert filled == page.replace("old", "| x | y |\n| --- | --- |\n| 1 | \\2 |")
+    assert fill(page, "c", "new") == page
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_evaluations_page_has_the_committed_run(name):
+    assert f"<!-- {name} -->\n{TABLES[name]}\n<!-- /{name} -->" in EVALUATION
+
+
+@pytest.mark.parametrize("name", ["subsets", "baselines", "where"])
+def test_the_other_tables_are_filled(name):
+    assert f"<!-- {name} -->\n|" in EVALUATION
+
+
+def test_the_readme_has_the_studys_ladder():
+    assert pages.ladder_table() in README
+
+
+def test_the_ladder_has_each_rung_and_says_what_is_missing(tmp_path, monkeypatch):
+    rows = [
+        ["official", "resnet", "all test images", 1, 0.986, 0.978, 0.991],
+        ["official", "cnn3", "all test images", 5, 0.9, 0.88, 0.92],
+    ]
+    columns = ["rung", "model", "measured_on", "repeats", "mean", "low", "high"]
+    (tmp_path / "plots/study").mkdir(parents=True)
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "plots/study/ladder.csv", index=False)
+    monkeypatch.setattr(pages, "PROJECT", tmp_path)
+    lines = pages.ladder_table().splitlines()
+    assert len(lines) == 2 + 5
+    official = next(line for line in lines if "`official`" in line)
+    assert "98.6% [97.8, 99.1]" in official and "90.0% [88.0, 92.0] (5 runs)" in official
+    assert official.count(pages.ABSENT) == 2
