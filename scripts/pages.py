@@ -1,4 +1,4 @@
-"""Write the committed run's figures, and those of two experiments, into README.md and docs/evaluation.md.
+"""Write the committed run's figures, and those of two experiments, into the README and docs/.
 
     python -m scripts.pages [OFFICIAL] [WHERE]
 
@@ -183,24 +183,43 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     }
 
 
-def where_table(run: Run) -> str:
-    """Return the table of how well Grad-CAM finds the tumours."""
+def where_tables(run: Run) -> dict[str, str]:
+    """Return the tables of how well Grad-CAM finds the tumours, also while the weights are shuffled."""
     scores = run.scores("explain")
     names = [name.removeprefix("located_") for name in scores if name.startswith("located_")]
     rows = []
     for name in ("", *(f"_{name}" for name in names)):
-        subject = name.removeprefix("_") or "all"
+        border = scores.get(f"border_share{name}")
         rows.append(
             [
-                f"{subject}, {scores[f'located{name}']}",
+                name.removeprefix("_") or "all",
+                str(scores[f"located{name}"]),
                 with_interval(scores, f"pointing{name}"),
                 number_with_interval(scores, f"overlap{name}"),
+                ABSENT if border is None else percent(border),
             ]
         )
-    for subject, name in (("a dot in the middle", "_centre"), ("all weights shuffled", "_shuffled")):
-        rows.append([subject, percent(scores[f"pointing{name}"]), f"{scores[f'overlap{name}']:.3f}"])
-    rows.append(["chance", percent(scores["tumour_area"]), f"{scores['tumour_area']:.3f}"])
-    return table(["maps of images with a box", "point into the tumour", "overlap with it"], rows)
+    dot, even = "*a dot, a disc in the middle of the image*", "*a map that is the same everywhere*"
+    area = scores["tumour_area"]
+    rows.append([dot, "", percent(scores["pointing_centre"]), f"{scores['overlap_centre']:.3f}", ""])
+    rows.append([even, "", percent(area), f"{area:.3f}", percent(scores["border_share_even"])])
+    falling = pd.read_csv(io.StringIO(run.text("plots/randomisation.csv")))
+    shuffled = [
+        [
+            str(row["shuffled"]),
+            row["layer"],
+            f"{row['likeness']:.2f}",
+            percent(row["pointing"]),
+            f"{row['overlap']:.3f}",
+        ]
+        for row in falling.to_dict("records")
+    ]
+    return {
+        "where": table(["maps", "with a box", "pointing game", "overlap", "border share"], rows),
+        "shuffled": table(
+            ["layers shuffled", "the last of them", "likeness", "pointing game", "overlap"], shuffled
+        ),
+    }
 
 
 def ladder_table() -> str:
@@ -246,10 +265,10 @@ def main() -> None:
         if arguments.official:
             tables |= two_columns(Run(), Run(arguments.official))
         if arguments.where:
-            tables["where"] = where_table(Run(arguments.where))
+            tables |= where_tables(Run(arguments.where))
     except (dvc.exceptions.DvcException, KeyError) as error:
         sys.exit(f"error: {arguments.official} or {arguments.where} is no such experiment: {error}")
-    for name in ("README.md", "docs/evaluation.md"):
+    for name in ("README.md", "docs/evaluation.md", "docs/explanation.md"):
         page = (PROJECT / name).read_text(encoding="utf-8")
         for mark, text in tables.items():
             page = fill(page, mark, text) if text else page

@@ -24,9 +24,17 @@ def test_the_evaluations_page_has_the_committed_run(name):
     assert f"<!-- {name} -->\n{TABLES[name]}\n<!-- /{name} -->" in EVALUATION
 
 
-@pytest.mark.parametrize("name", ["subsets", "baselines", "where"])
-def test_the_other_tables_are_filled(name):
-    assert f"<!-- {name} -->\n|" in EVALUATION
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("evaluation", "subsets"),
+        ("evaluation", "baselines"),
+        ("explanation", "where"),
+        ("explanation", "shuffled"),
+    ],
+)
+def test_the_other_tables_are_filled(page, name):
+    assert f"<!-- {name} -->\n|" in (PROJECT / f"docs/{page}.md").read_text()
 
 
 def test_the_readme_has_the_studys_ladder():
