@@ -14,9 +14,9 @@ OURS, OTHER = COLOURS.values()
 THEIRS = "#9a9a9a"
 REACHED, GROUPED_REACHED = 0.93, 0.94
 KINDS = {
-    "Conv2d": "convolutions", "GreyConv2d": "convolutions", "Linear": "linear layers", "BatchNorm2d": "norms", "ReLU": "activations",
-    "MaxPool2d": "pooling", "AvgPool2d": "pooling", "feeding": "feeding", "optimizer": "optimizer",
-    "averaging": "averaging",
+    "Conv2d": "convolutions", "GreyConv2d": "convolutions", "Linear": "linear layers", "BatchNorm2d": "norms",
+    "ReLU": "activations", "MaxPool2d": "pooling", "AvgPool2d": "pooling", "feeding": "feeding",
+    "optimizer": "optimizer", "averaging": "averaging",
 }  # fmt: skip
 OTHERS, REST = "other layers", "the rest"
 # What is turned, the side with it and the side without it.
