@@ -399,7 +399,7 @@ def deployed_rows(export: dict[str, float | int], latency: dict | None) -> list[
         ["largest difference from torch on the test images", f"{export['onnx_max_difference']:.1e}"],
         ["test images marked as unlike the training images", percent(export["novelty_flagged_test"])],
     ]
-    for runtime, took in (latency or {"milliseconds": {}})["milliseconds"].items():
+    for runtime, took in latency["milliseconds"].items() if latency else ():
         times = f"{took['one']:.1f} ms for one image, {took['each_of_64']:.1f} ms for each of 64"
         rows.append([f"time in {runtime}", f"{times} ({latency['device']})"])
     kinds = [name.removeprefix("novelty_auroc_") for name in export if name.startswith("novelty_auroc_")]

@@ -108,7 +108,7 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
     Raises
     ------
     UserError
-        If a name occurs twice or a param is not one.
+        If a name occurs twice, a param is not one, or an experiment has both ``vary`` and ``repeat``.
     """
     parts = yaml.safe_load(file.read_text(encoding="utf-8"))["parts"]
     ranked = []
@@ -116,12 +116,15 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
         for entry in described["experiments"]:
             name, cut = entry["name"], entry.get("cut", described.get("cut", "none"))
             overrides = entry.get("overrides", {})
-            ((param, values),) = entry.get("vary", entry.get("repeat", {None: [None]})).items()
+            if {"vary", "repeat"} <= entry.keys():
+                raise UserError(f"{file}: {name} has both vary and repeat: make two experiments of it")
+            repeated = "repeat" in entry
+            ((param, values),) = entry.get("repeat" if repeated else "vary", {None: [None]}).items()
             for number, value in enumerate(values):
                 ending = f"-{param.split('.')[1]}-{value}" if param else ""
                 varied = overrides | ({param: value} if param else {})
                 row = Experiment(f"{name}{ending}", part, name, cut, varied)
-                rank = (number, 0, 0) if "repeat" in entry and number else (0, place, number)
+                rank = (number, 0, 0) if repeated and number else (0, place, number)
                 ranked.append((rank, row))
                 try:
                     with_overrides(content, varied)

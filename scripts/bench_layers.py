@@ -86,8 +86,6 @@ def dissect(shared: Bench, network: Network, precisions: list[torch.dtype]) -> d
         images, labels = next(training.train.in_order())
         sides[f"forward {name_of(precision)}"] = partial(forward, training.model.train(), images, precision)
         sides[f"step {name_of(precision)}"] = training.run_epoch
-    if shared.compiled:
-        sides[f"step {name_of(precision)} compiled"] = shared.training(network, precision, compiled=True).run_epoch
     layers = layer_calls(training.model, images, precision)
     others = {
         "feeding": lambda: feed(training.train.shuffled(training.augmentation, 0)),

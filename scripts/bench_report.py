@@ -25,6 +25,7 @@ SWITCHES = [
     ("channels_last for contiguous", "as it is", "contiguous"),
     ("optimizer foreach for loop", "foreach", "for-loop"),
     ("optimizer fused for loop", "fused", "for-loop"),
+    ("CUDA graph for single launches", "as it is", "no graph"),
     ("torch.compile for eager", "compiled", "as it is"),
     ("averaging off for on", "no averaging", "as it is"),
 ]
@@ -240,9 +241,13 @@ without them: sums at shortcuts, loss; it is below 0 where parts take longer alo
 
 
 def turned(found: dict) -> list[tuple[str, str, str]]:
-    """Return the switches, without that of the precision where the training is in float32 anyway."""
-    precision = next(iter(found["networks"].values()))["precision"]
-    return [switch for switch in SWITCHES if precision not in switch]
+    """Return the switches, without that of the precision where the training is in float32 anyway, or of a GPU."""
+    network = next(iter(found["networks"].values()))
+    return [
+        (label, on, off)
+        for label, on, off in SWITCHES
+        if network["precision"] != off and off in network["images_per_second"]
+    ]
 
 
 def write_switches(found: dict, _: dict) -> str:
@@ -260,12 +265,13 @@ def write_switches(found: dict, _: dict) -> str:
         f"{network['name']} {network['compile_failure'] or duration(network['first_compiled_turn_seconds'])}"
         for network in networks
     )
+    steps = "a CUDA graph a step" if "no graph" in networks[0]["images_per_second"] else "eager"
     return f"""## Switches
 
 {table(" | ".join(["switch", *heads]), *rows)}
 
-One switch at a time is turned in the training as it is: {networks[0]["precision"]}, channels_last, eager, averaged
-weights, fused {optimizers}. torch.compile with its first turn: {compiling}."""
+One switch at a time is turned in the training as it is: {networks[0]["precision"]}, channels_last, {steps},
+averaged weights, fused {optimizers}. torch.compile with its first turn: {compiling}."""
 
 
 def write_memory(found: dict, _: dict) -> str:

@@ -101,7 +101,6 @@ class Bench:
         seed = default.model_copy(update=SEED_PARAMS | effort.train)
         self.device = choose_device(default.device, default.threads)
         self.precision = choose_precision(default.precision, self.device)
-        self.compiled = effort.compiles and default.compile
         steps = [count * (20 if self.device.type == "cuda" else 1) for count in effort.steps]
         self.networks = {
             "default": Network(default, effort.sizes[0] or self.params.preprocess.size, steps[0]),
@@ -152,7 +151,7 @@ def make_training(
     train: Batches,
     validation: Batches,
     precision: torch.dtype,
-    compiled: bool,
+    compiled: bool = False,
     **changes: object,
 ) -> Training:
     """Set a training up as the stage does, but with some changes to the recipe."""

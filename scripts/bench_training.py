@@ -44,7 +44,7 @@ class LeftOut(Exception):  # noqa: N818, no error
 def against_seed(shared: Bench, results: dict) -> dict:
     """Train the seed's largest network in the seed's way and in ours, on the same images."""
     network = shared.networks["cnn3"]
-    ours, batch_size = shared.training(network, compiled=shared.compiled), network.train.batch_size
+    ours, batch_size = shared.training(network), network.train.batch_size
     scale = ours.train.mean, ours.train.deviation
     loader = make_loader(shared.raw / TRAINING, shared.files, network.size, batch_size, *scale)
     seed = SeedTraining(seed_network(network.build()), loader, shared.device)
@@ -90,9 +90,7 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
         start, images, section = time.perf_counter(), np.load(squares, mmap_mode="r"), network.train
         own = table.assign(subset=subsets[protocol])
         sets = make_sets(own, images, section.batch_size, section.balance, shared.device)
-        training = make_training(
-            network, sets.train, sets.validation, shared.precision, shared.compiled, **changes
-        )
+        training = make_training(network, sets.train, sets.validation, shared.precision, **changes)
         curve: list[tuple[float, float]] = []
         while not training.done:
             accuracy = training.run_epoch().validation.accuracy
@@ -123,7 +121,7 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
 def feeding(shared: Bench, results: dict) -> dict:
     """Time making the batches against training on them, and our augmentation against other libraries'."""
     network = shared.networks["default"]
-    training = shared.training(network, compiled=shared.compiled)
+    training = shared.training(network)
     sides = {
         "feeding": lambda: feed(training.train.shuffled(training.augmentation, 0)),
         "step": training.run_epoch,
@@ -209,7 +207,7 @@ def switches(shared: Bench, results: dict) -> dict:
 
 
 def turn_switches(shared: Bench, network: Network) -> dict:
-    """Return the images per second of a network as it is trained, but eager, and with each switch turned."""
+    """Return the images per second of a network as it is trained, and with each switch turned."""
     sides = {
         "as it is": shared.training(network),
         "float32": shared.training(network, torch.float32),
@@ -219,6 +217,7 @@ def turn_switches(shared: Bench, network: Network) -> dict:
     }
     contiguous = sides["contiguous"]
     contiguous.average = WeightAverage(contiguous.model.to(memory_format=torch.contiguous_format))
+    contiguous.averaged = contiguous.average.model
     sides["no averaging"].average.update = lambda: None
     if shared.device.type == "cuda":
         sides["no graph"] = shared.training(network)
@@ -228,6 +227,8 @@ def turn_switches(shared: Bench, network: Network) -> dict:
         sides[kind].graphs = False  # only fused ones go into a graph
         for group in sides[kind].optimizer.param_groups:
             group["foreach"], group["fused"] = kind == "foreach", kind == "fused"
+            if kind != "fused":  # these would read a rate on the GPU back at each step
+                group["lr"], group["capturable"] = 0.0, False
     calls: dict[str, Callable[[], object]] = {name: side.run_epoch for name, side in sides.items()}
     first_turn, failure = None, "not tried"
     try:
@@ -285,7 +286,7 @@ def train_alone(file: Path, shared: Bench) -> None:
         for own in (rows, some)
     )
     feed(every.in_order())
-    make_training(network, few, few, shared.precision, shared.compiled, lr=1e-3).run_epoch()
+    make_training(network, few, few, shared.precision, lr=1e-3).run_epoch()
 
 
 SECTIONS = {

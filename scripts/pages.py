@@ -1,9 +1,9 @@
 """Write the committed run's figures, and those of two experiments, into the README and docs/.
 
-    python -m scripts.pages [OFFICIAL] [WHERE]
+    python -m scripts.pages [--official NAME] [--where NAME]
 
-OFFICIAL is an experiment of DVC with split.protocol=official, WHERE one with explain.boxes; the tables of one
-that is not given stay as they are. The ladder comes from plots/study/ladder.csv.
+The names are experiments of DVC, with split.protocol=official and with explain.boxes; the tables of one that is not
+given stay as they are. The ladder comes from plots/study/ladder.csv.
 """
 
 import argparse
@@ -13,12 +13,14 @@ import sys
 
 import dvc.api
 import pandas as pd
+from dvc.exceptions import DvcException
 
 from braintumor.pages import fill, table
 from braintumor.params import load_params
 from braintumor.results import ABSENT, number_with_interval, percent, with_interval
 from scripts.demo import PROJECT
 
+PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md"
 NUMBERS = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "macro F1",
@@ -159,9 +161,6 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     header = ["grouped by patient", "official"]
     subsets, baselines = [[each.rows(name) for each in (run, official)] for name in ("subsets", "baselines")]
     images = [each["all"]["images"] for each in subsets]
-    for each in subsets:
-        for name, row in each.items():
-            row["subset"] = name
     parts = [
         [text, *(subset_cell(each[name], n) for each, n in zip(subsets, images, strict=True))]
         for name, text in SUBSETS.items()
@@ -257,21 +256,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.pages", description="Write the figures into the pages"
     )
-    parser.add_argument("official", nargs="?", help="experiment with split.protocol=official")
-    parser.add_argument("where", nargs="?", help="experiment with explain.boxes")
+    parser.add_argument("--official", metavar="NAME", help="experiment with split.protocol=official")
+    parser.add_argument("--where", metavar="NAME", help="experiment with explain.boxes")
     arguments = parser.parse_args()
     tables = run_tables(Run()) | {"ladder": ladder_table()}
-    try:
-        if arguments.official:
-            tables |= two_columns(Run(), Run(arguments.official))
-        if arguments.where:
-            tables |= where_tables(Run(arguments.where))
-    except (dvc.exceptions.DvcException, KeyError) as error:
-        sys.exit(f"error: {arguments.official} or {arguments.where} is no such experiment: {error}")
-    for name in ("README.md", "docs/evaluation.md", "docs/explanation.md"):
+    for name, make in (
+        (arguments.official, lambda run: two_columns(Run(), run)),
+        (arguments.where, where_tables),
+    ):
+        try:
+            tables |= make(Run(name)) if name else {}
+        except (DvcException, KeyError) as error:
+            sys.exit(f"error: {name} is no experiment with these figures: {error}")
+    for name in PAGES:
         page = (PROJECT / name).read_text(encoding="utf-8")
         for mark, text in tables.items():
-            page = fill(page, mark, text) if text else page
+            page = fill(page, mark, text)
         (PROJECT / name).write_text(page, encoding="utf-8")
 
 

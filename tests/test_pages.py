@@ -37,8 +37,17 @@ def test_the_other_tables_are_filled(page, name):
     assert f"<!-- {name} -->\n|" in (PROJECT / f"docs/{page}.md").read_text()
 
 
+def test_the_first_columns_are_those_of_the_committed_run():
+    subsets, baselines = (pages.Run().rows(name) for name in ("subsets", "baselines"))
+    images = subsets["all"]["images"]
+    for name, text in pages.SUBSETS.items():
+        assert f"| {text} | {pages.subset_cell(subsets[name], images)} |" in EVALUATION
+    for name, text in pages.BASELINES.items():
+        assert f"| {text} | {pages.of_accuracy(baselines[name])} |" in EVALUATION
+
+
 def test_the_readme_has_the_studys_ladder():
-    assert pages.ladder_table() in README
+    assert f"<!-- ladder -->\n{pages.ladder_table()}\n<!-- /ladder -->" in README
 
 
 def test_the_ladder_has_each_rung_and_says_what_is_missing(tmp_path, monkeypatch):

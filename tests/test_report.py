@@ -1,5 +1,6 @@
 """The report in a real browser, over the tiny pipeline."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 
 from braintumor.results import percent, with_interval
+from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
+from stages.report import measured_on
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -126,6 +129,24 @@ def test_equal_inputs_give_an_equal_page(finished, checkout):
     checkout.run("dvc repro --single-item --force report")
     now = checkout.run("git rev-parse HEAD").strip().encode()
     assert (checkout.folder / "report/index.html").read_bytes() == before.replace(commit, now)
+
+
+def test_times_are_shown_of_the_model_that_they_were_measured_on(tmp_path):
+    model, latency = tmp_path / "model.onnx", tmp_path / "latency.json"
+    model.write_bytes(b"model")
+    assert measured_on(latency, model) is None
+    measured = {
+        "onnx_sha256": hashlib.sha256(b"model").hexdigest(),
+        "device": "one thread",
+        "milliseconds": {"onnxruntime": {"one": 1.24, "each_of_64": 1.31}},
+    }
+    latency.write_text(json.dumps(measured))
+    assert measured_on(latency, model) == measured
+    export = {"onnx_bytes": 10**6, "onnx_max_difference": 1e-6, "novelty_flagged_test": 0.02}
+    expected = ["time in onnxruntime", "1.2 ms for one image, 1.3 ms for each of 64 (one thread)"]
+    assert expected in deployed_rows(export, measured) and expected not in deployed_rows(export, None)
+    model.write_bytes(b"another")
+    assert measured_on(latency, model) is None
 
 
 def test_a_report_without_an_error_says_so(checkout):

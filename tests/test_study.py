@@ -63,6 +63,7 @@ def test_repetitions_come_after_all_parts(tmp_path):
         ([{"name": "a", "overrides": {"train": 0.1}}], "a: "),
         ([{"name": "a", "vary": {"train.dropout": [0.1, 1.5]}}], r"a-dropout-1\.5: .*less than 1"),
         ([{"name": "a"}, {"name": "a"}], "named twice: a"),
+        ([{"name": "a", "vary": {"train.dropout": [0.1]}, "repeat": {"train.seed": [1]}}], "both vary and repeat"),
     ],
 )
 def test_a_wrong_study_is_one_line(tmp_path, experiments, message):

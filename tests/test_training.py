@@ -11,6 +11,7 @@ from braintumor.batches import Augmentation, Batches
 from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.device import choose_device, choose_precision
 from braintumor.errors import UserError
+from braintumor.graphs import GraphedStep
 from braintumor.models import Architecture
 from braintumor.training import (
     Diverged,
@@ -22,6 +23,7 @@ from braintumor.training import (
     make_optimizer,
     newest_weight,
     predict,
+    set_rate,
 )
 
 CPU = torch.device("cpu")
@@ -167,6 +169,34 @@ def test_a_compiled_network_learns_what_the_plain_one_does():
         return losses
 
     assert curve(True) == pytest.approx(curve(False), abs=1e-3)
+
+
+def test_a_restored_training_sets_its_rates_where_it_did_before():
+    # A graph reads them from there.
+    training = train(epochs=1)
+    rates = [torch.zeros(()) for _ in training.optimizer.param_groups]
+    for group, rate in zip(training.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    training.restore(training.state())
+    assert all(group["lr"] is rate for group, rate in zip(training.optimizer.param_groups, rates, strict=True))
+    set_rate(training.optimizer, 0.25)
+    assert all(rate == 0.25 for rate in rates)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_graph_draws_anew_at_each_step_and_what_the_plain_step_draws():
+    ones, labels = torch.ones(64, device="cuda"), torch.zeros(1, device="cuda")
+
+    def step(images, target):
+        return (nn.functional.dropout(images),)
+
+    torch.manual_seed(1)
+    plain = [step(ones, labels)[0] for _ in range(2)]
+    torch.manual_seed(1)
+    graphed = GraphedStep(step, ones, labels, lambda: [])
+    drawn = [graphed(ones, labels)[0] for _ in range(2)]
+    assert not torch.equal(*drawn)
+    assert all(torch.equal(one, other) for one, other in zip(plain, drawn, strict=True))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

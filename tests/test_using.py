@@ -10,8 +10,9 @@ from PIL import Image
 from scipy.special import softmax
 
 import braintumor
+from braintumor.pages import fill
 from braintumor.tables import read_table
-from scripts.novelty import PHOTOGRAPHS, fill, photographs
+from scripts.novelty import PHOTOGRAPHS, photographs
 from tests.conftest import PROJECT
 from tests.test_scans import write_dicom
 
