@@ -2,7 +2,7 @@
 
     python -m scripts.pages [--official NAME] [--where NAME]
 
-The names are experiments of DVC, with split.protocol=official and with explain.boxes; the tables of one that is not
+The names are experiments of DVC, with split.protocol=official and with explain.boxes; the tables of one not
 given stay as they are. The ladder comes from plots/study/ladder.csv.
 """
 
