@@ -149,6 +149,7 @@ def test_times_are_shown_of_the_model_that_they_were_measured_on(tmp_path):
     assert measured_on(latency, model) is None
 
 
+@pytest.mark.slow
 def test_a_report_without_an_error_says_so(checkout):
     data = checkout.folder / "data"
     predictions = read_table(data / "predictions.csv").assign(prediction=lambda table: table["class"])
