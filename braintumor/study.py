@@ -1,6 +1,6 @@
 """The study of study.yaml: what is missing of it is queued, run and read back through DVC.
 
-    python -m braintumor.study [--list] [--jobs N]
+    python -m braintumor.study [PART ...] [--list] [--jobs N]
 
 It may be stopped at any moment and started again. Run it where params.yaml and study.yaml lie.
 """
@@ -306,13 +306,14 @@ class Study:
         """Return the rows in some states, in the study's order."""
         return [row for row in self.experiments if self.state(row) in states]
 
-    def queue(self) -> None:
-        """Queue what is neither finished nor in the queue; what failed before is tried again."""
+    def queue(self, parts: list[str]) -> None:
+        """Queue what is neither finished nor in the queue, of some parts or all; what failed is tried again."""
         head = git("rev-parse", "HEAD").strip()
         old = {r.name for r in self.stale if r.state == "queued" or r.commit == head}
-        for name in sorted(old | {row.name for row in self.rows("failed")}):
+        asked = [row for row in self.rows("missing", "failed") if not parts or row.part in parts]
+        for name in sorted(old | {row.name for row in asked if self.state(row) == "failed"}):
             dvc("queue" if name not in old else "exp", "remove", name)
-        for row in self.rows("missing", "failed"):
+        for row in asked:
             overrides = [
                 text for name, value in row.overrides.items() for text in ("-S", f"{name}={json.dumps(value)}")
             ]
@@ -417,6 +418,7 @@ def show(study: Study, content: dict) -> None:
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m braintumor.study", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="of study.yaml; all where none is named")
     parser.add_argument("--list", action="store_true", help="show what will run and how long it will take")
     parser.add_argument(
         "--jobs", type=int, help="experiments at a time; as many as have their train.threads cores"
@@ -430,6 +432,8 @@ def main(arguments: Iterable[str] | None = None) -> None:
             "commit params.yaml, dvc.yaml, braintumor and stages first: each experiment names its commit"
         )
     study = Study(experiments)
+    if unknown := set(options.parts) - {row.part for row in experiments}:
+        raise UserError(f"{STUDY} has no part {', '.join(sorted(unknown))}")
     study.look()
     if options.list:
         show(study, content)
@@ -437,7 +441,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     # Ended by a batch system as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        study.queue()
+        study.queue(options.parts)
         run(study, content, options.jobs or max(1, (os.cpu_count() or 1) // params.train.threads))
     except KeyboardInterrupt:
         stop(study)

@@ -244,6 +244,12 @@ def test_a_param_runs_the_stages_that_it_bears_on(checkout):
     assert run == ["calibrate", "evaluate", "report"]
 
 
+def test_another_size_gives_other_images(checkout):
+    # DVC's run cache leaves what is called size out of its keys.
+    checkout.run("dvc exp run -S preprocess.size=32 preprocess")
+    assert np.load(checkout.folder / "data/images.npy").shape[1:] == (32, 32)
+
+
 def test_a_small_rate_on_the_command_line_is_a_number(checkout):
     checkout.run("dvc exp run -S train.lr=1e-5 -S train.schedule=constant -S train.warmup=0 train")
     assert "lr: 1e-05" in (checkout.folder / "params.yaml").read_text()
