@@ -64,8 +64,8 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
                 for column, name in FIGURES.items()
                 if column in repeats
             ]
-        for column in own.filter(regex=r"^baseline_accuracy(?!.*_(low|high)$)"):
-            # The baselines see no network: one row of each fold or seed is enough.
+        for column in own.filter(regex=r"^baseline_accuracy(?!_network)(?!.*_(low|high)$)"):
+            # They see no network: one row of each fold or seed is enough.
             once = own.drop_duplicates(["fold", "seed"])
             name = f"baseline {column.removeprefix('baseline_accuracy').strip('_')}"
             lines.append({"rung": rung, "model": name, "measured_on": FIGURES["accuracy"]} | _figure(once, column))

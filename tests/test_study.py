@@ -132,10 +132,13 @@ def test_a_rung_is_the_mean_of_its_rows_with_students_interval():
 
 
 def test_one_row_has_its_own_interval_and_baselines_their_own_line():
-    table = make_table([0.9], accuracy_low=0.85, accuracy_high=0.95, baseline_accuracy_size=0.6)
+    table = make_table(
+        [0.9], accuracy_low=0.85, accuracy_high=0.95, baseline_accuracy_size=0.6, baseline_accuracy_network=0.9
+    )
     rungs = study_tables.ladder(table).set_index("model")
     assert rungs.loc["resnet", ["repeats", "low", "high"]].tolist() == [1, 0.85, 0.95]
     assert rungs.loc["baseline size", "mean"] == 0.6
+    assert "baseline network" not in rungs.index  # the network has a line of its own
     # What was not measured has no line.
     assert len(study_tables.ladder(table.assign(accuracy_patient_free=np.nan))) == 2
 
