@@ -76,3 +76,9 @@ def checksum(file: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def measured_on(latency: Path, onnx: Path) -> dict | None:
+    """Read the times that were measured on a model; None where there are none, or another model's."""
+    measured = json.loads(latency.read_text(encoding="utf-8")) if latency.exists() else {}
+    return measured if measured.get("onnx_sha256") == checksum(onnx) else None

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 
+from braintumor.intervals import wilson_interval
 from braintumor.params import Params
 from braintumor.results import ABSENT, Results, percent, with_interval
 from braintumor.sections import (
@@ -179,10 +180,16 @@ def claim(results: Results, params: Params) -> dict[str, Any]:
         return {"label": label, "number": "?", "lines": [*lines, *worth]}
     spread = f" ± {100 * rows['accuracy'].std():.1f}" if len(rows) > 1 else ""
     line = f"mean of {len(rows)} seeds{spread}" if len(rows) > 1 else "one seed"
+    mean, images = rows["accuracy"].mean(), data["testing_images"]
+    low, high = wilson_interval(mean * images, images)
     return {
         "label": label,
-        "number": percent(rows["accuracy"].mean()),
-        "lines": [f"The same recipe, trained on Training, tested on Testing: {line} (metrics/seeds.csv).", *worth],
+        "number": percent(mean),
+        "lines": [
+            f"{images} test images, 95% interval {percent(low)} to {percent(high)}",
+            f"The same recipe, trained on Training, tested on Testing: {line} (metrics/seeds.csv).",
+            *worth,
+        ],
     }
 
 

@@ -77,10 +77,14 @@ def percent(value: float) -> str:
 
 def with_interval(scores: dict[str, float | int], name: str) -> str:
     """Write a share with its 95% interval, such as ``95.6% [94.4, 96.5]``."""
-    if scores.get(name) is None:
+    return interval_text(*(scores.get(f"{name}{end}") for end in ("", "_low", "_high")))
+
+
+def interval_text(value: float | None, low: float | None, high: float | None) -> str:
+    """Write a share and the bounds of its interval, all 0 to 1; a dash where there is none."""
+    if value is None or np.isnan(value):
         return ABSENT
-    low, high = (f"{100 * scores[f'{name}_{end}']:.1f}" for end in ("low", "high"))
-    return f"{percent(scores[name])} [{low}, {high}]"
+    return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def number_with_interval(scores: dict[str, float | int], name: str) -> str:

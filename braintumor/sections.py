@@ -9,7 +9,7 @@ from braintumor import charts
 from braintumor.manifest import contradictory
 from braintumor.params import Params
 from braintumor.plots import evenly, overlay
-from braintumor.results import ABSENT, Results, number_with_interval, percent, with_interval
+from braintumor.results import ABSENT, Results, interval_text, number_with_interval, percent, with_interval
 from braintumor.tables import TEST, TRAIN, UNUSED, VALIDATION
 
 
@@ -187,10 +187,8 @@ def evaluation_facts(results: Results, negative: str | None) -> dict[str, Any]:
     """Return the tables of the evaluation."""
     test, calibration, tables = results.metrics["test"], results.metrics["calibration"], results.tables
 
-    def bounded(row: pd.Series, name: str, low: str, high: str) -> str:
-        if pd.isna(row[name]):
-            return ABSENT
-        return f"{percent(row[name])} [{100 * row[low]:.1f}, {100 * row[high]:.1f}]"
+    def bounded(row: pd.Series, *columns: str) -> str:
+        return interval_text(*row[list(columns)])
 
     subsets = [
         [

@@ -103,12 +103,10 @@ def latencies(models: dict[str, Predictor], squares: np.ndarray) -> dict[str, di
     }
 
 
-def latency_table(milliseconds: dict[str, dict[str, float]], device: str) -> str:
+def latency_table(times: dict[str, dict[str, float]], device: str) -> str:
     """Write the times as a table of Markdown."""
     lines = ["| runs in | one image | each of 64 |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {took['one']:.1f} ms | {took['each_of_64']:.1f} ms |" for name, took in milliseconds.items()
-    ]
+    lines += [f"| {name} | {took['one']:.1f} ms | {took['each_of_64']:.1f} ms |" for name, took in times.items()]
     return "\n".join([*lines, "", f"{date.today()}, {device}."])
 
 

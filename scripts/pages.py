@@ -17,19 +17,11 @@ from dvc.exceptions import DvcException
 
 from braintumor.pages import fill, table
 from braintumor.params import load_params
-from braintumor.results import ABSENT, number_with_interval, percent, with_interval
+from braintumor.results import ABSENT, interval_text, number_with_interval, percent, with_interval
+from braintumor.sections import CALIBRATED, NAMES
 from scripts.demo import PROJECT
 
 PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md"
-NUMBERS = {
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "macro F1",
-    "mcc": "MCC",
-    "kappa": "Cohen's kappa",
-    "auc": "AUC, mean of the classes against the rest",
-    "average_precision": "average precision, likewise",
-}
-CALIBRATION = {"ece": "ECE, 15 bins", "brier": "Brier score, 0 to 2", "log_loss": "log-loss"}
 SUBSETS = {
     "all": "all test images",
     "distinct": "distinct: each group of copies weighs one",
@@ -81,7 +73,7 @@ class Run:
 
 def of_accuracy(row: dict) -> str:
     """Write a row's accuracy with its interval."""
-    return with_interval({"x": row["accuracy"], "x_low": row["low"], "x_high": row["high"]}, "x")
+    return interval_text(row["accuracy"], row["low"], row["high"])
 
 
 def subset_cell(row: dict, images: int) -> str:
@@ -96,18 +88,16 @@ def subset_cell(row: dict, images: int) -> str:
 def run_tables(run: Run) -> dict[str, str]:
     """Return the tables of one run alone."""
     test, calibration = run.scores("test"), run.scores("calibration")
-    groups = {"x": test["accuracy"], "x_low": test["accuracy_groups_low"], "x_high": test["accuracy_groups_high"]}
+    groups = test["accuracy"], test["accuracy_groups_low"], test["accuracy_groups_high"]
     numbers = [
-        [text, *number_with_interval(test, name).replace(" [", " | [").split(" | ")]
-        for name, text in NUMBERS.items()
+        [text, f"{test[name]:.3f}", f"[{test[f'{name}_low']:.3f}, {test[f'{name}_high']:.3f}]"]
+        for name, (text, bootstrap) in NAMES.items()
+        if name == bootstrap  # accuracy is in a table of its own
     ]
     calibrated = [["temperature", "1", f"{calibration['temperature']:.3f}"]]
-    for name, text in CALIBRATION.items():
-        calibrated.append(
-            [text, *(number_with_interval(calibration, f"{name}_{side}") for side in ("before", "after"))]
-        )
-    confident = (with_interval(calibration, f"confident_errors_{side}") for side in ("before", "after"))
-    calibrated.append([f"of the {test['errors']} errors, made with more than 90% confidence", *confident])
+    written = dict.fromkeys(CALIBRATED, number_with_interval) | {"confident_errors": with_interval}
+    for name, text in CALIBRATED.items():
+        calibrated.append([text, *(written[name](calibration, f"{name}_{side}") for side in ("before", "after"))])
     negative = load_params(PROJECT / "params.yaml").evaluate.negative
     tumours = [
         [
@@ -144,7 +134,7 @@ def run_tables(run: Run) -> dict[str, str]:
             ["accuracy", "95% interval"],
             [
                 ["Wilson, images independent", with_interval(test, "accuracy")],
-                ["bootstrap over groups", with_interval(groups, "x")],
+                ["bootstrap over groups", interval_text(*groups)],
             ],
         ),
         "numbers": table(["", "value", "95% interval, over groups"], numbers),
@@ -268,11 +258,13 @@ def main() -> None:
             tables |= make(Run(name)) if name else {}
         except (DvcException, KeyError) as error:
             sys.exit(f"error: {name} is no experiment with these figures: {error}")
-    for name in PAGES:
-        page = (PROJECT / name).read_text(encoding="utf-8")
+    pages = {PROJECT / name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
+    if homeless := [mark for mark in tables if not any(f"<!-- {mark} -->" in page for page in pages.values())]:
+        sys.exit(f"error: no page has the marks of {', '.join(homeless)}")
+    for file, page in pages.items():
         for mark, text in tables.items():
             page = fill(page, mark, text)
-        (PROJECT / name).write_text(page, encoding="utf-8")
+        file.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

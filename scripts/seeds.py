@@ -8,6 +8,7 @@ than the committed one are run again.
 import json
 import subprocess
 import sys
+import time
 
 import dvc.api
 import pandas as pd
@@ -22,7 +23,7 @@ RESULTS = PROJECT / "metrics" / "seeds.csv"
 PAGE = PROJECT / "docs" / "training.md"
 COLUMNS = [
     "protocol", "group_by", "seed", "fold", "accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy",
-    "epochs", "device", "commit",
+    "epochs", "seconds", "device", "commit",
 ]  # fmt: skip
 KEY = COLUMNS[:4]
 # The stages that a row's scores depend on, and their params.
@@ -72,7 +73,9 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
         "train.seed": seed,
     }
     overrides = [text for param, value in overridden.items() for text in ("-S", f"{param}={value}")]
+    start = time.perf_counter()
     run("dvc", "exp", "run", "--temp", "--name", name, *overrides, "evaluate")
+    seconds = time.perf_counter() - start
     test, train = (
         dvc.api.metrics_show(f"metrics/{stage}.json", repo=str(PROJECT), rev=name) for stage in ("test", "train")
     )
@@ -80,7 +83,7 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
     device = json.loads(dvc.api.read("models/model.json", repo=str(PROJECT), rev=name))["environment"]["device"]
     values = [
         *row, test["accuracy"], test["accuracy_distinct"], test.get("accuracy_copy_free"),
-        train["validation_accuracy"], train["epochs"], device, head,
+        train["validation_accuracy"], train["epochs"], round(seconds), device, head,
     ]  # fmt: skip
     return dict(zip(COLUMNS, values, strict=True))
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from braintumor.files import replacing_file
 from braintumor.params import load_params
-from braintumor.provenance import checksum, repeating, said, same_recipe
+from braintumor.provenance import checksum, measured_on, repeating, said, same_recipe
 from braintumor.report import render_report
 from braintumor.results import Results
 from braintumor.tables import read_images, read_table
@@ -73,12 +73,6 @@ def main(
         with replacing_file(file) as beside:
             beside.write_text(content, encoding="utf-8")
     print(f"{report} of {report.stat().st_size / 1e6:.1f} MB: open it in a browser")
-
-
-def measured_on(latency: Path, onnx: Path) -> dict | None:
-    """Read the times that were measured on a model; None where there are none, or another model's."""
-    measured = json.loads(latency.read_text(encoding="utf-8")) if latency.exists() else {}
-    return measured if measured.get("onnx_sha256") == checksum(onnx) else None
 
 
 def read_scores(file: Path) -> pd.DataFrame:

@@ -19,6 +19,15 @@ def test_a_table_stands_between_its_marks_and_the_rest_stays():
     assert fill(page, "c", "new") == page
 
 
+def test_a_part_of_the_test_set_is_written_with_its_interval_or_as_all_or_none():
+    row = {"subset": "copied", "accuracy": 0.994, "low": 0.98695, "high": 0.9972, "images": 993, "units": 993}
+    assert pages.subset_cell(row, 1311) == "99.4% [98.7, 99.7] of 993"
+    assert pages.subset_cell(row, 993) == "all of them"
+    assert pages.subset_cell(row | {"images": 0}, 993) == "none"
+    distinct = row | {"subset": "distinct", "units": 1234}
+    assert pages.subset_cell(distinct, 993) == "99.4% [98.7, 99.7] of 1,234"
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_evaluations_page_has_the_committed_run(name):
     assert f"<!-- {name} -->\n{TABLES[name]}\n<!-- /{name} -->" in EVALUATION

@@ -9,10 +9,10 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
+from braintumor.provenance import measured_on
 from braintumor.results import percent, with_interval
 from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
-from stages.report import measured_on
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -55,7 +55,7 @@ def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
 def test_the_sum_of_the_seeds_is_mean_and_deviation():
     table = pd.DataFrame(
         [
-            ["official", "patient", s, 0, a, 0.9, c, 0.8, 40, "x", "y"]
+            ["official", "patient", s, 0, a, 0.9, c, 0.8, 40, 9, "x", "y"]
             for s, a, c in ((1, 0.9, 0.5), (2, 1.0, 0.7))
         ],
         columns=seeds.COLUMNS,
