@@ -28,8 +28,8 @@ from pydantic import ValidationError
 from braintumor.errors import UserError
 from braintumor.params import Params, load_params, with_overrides
 from braintumor.provenance import git
-from braintumor.study_tables import fill_page, ladder, ladder_figure
-from braintumor.tables import read_table, write_table
+from braintumor.study_tables import fill_page, ladder, ladder_figure, read_rows
+from braintumor.tables import write_table
 
 STUDY, PARAMS = Path("study.yaml"), Path("params.yaml")
 RESULTS, PLOTS, PAGE = Path("metrics/study.csv"), Path("plots/study"), Path("docs/study.md")
@@ -282,7 +282,7 @@ class Study:
     def __init__(self, experiments: list[Experiment]) -> None:
         self.experiments = experiments
         self.recipes = {row.name: recipe_of("HEAD", row.overrides) for row in experiments}
-        table = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
+        table = read_rows(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
         current = table["recipe"] == table["name"].map(self.recipes)
         finished = table[current & (table["state"] == "success")]
         self.kept = {line["name"]: line for line in finished.to_dict("records")}

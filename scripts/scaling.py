@@ -34,6 +34,7 @@ H100 = "[H100 data sheet](https://www.nvidia.com/en-us/data-center/h100/)"
 A100 = "[A100 data sheet](https://www.nvidia.com/en-us/data-center/a100/)"
 RESNET50 = "[NVIDIA](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/ConvNets)"
 DGX = "[DGX H100](https://docs.nvidia.com/dgx-basepod/reference-architecture-infrastructure-foundation-enterprise-ai)"
+H200 = "[measured on an H200](training.md#on-a-gpu), which has the arithmetic of an H100"
 NVME = "[Samsung PM9A3](https://heise.de/-4720224)"
 ASSUMED = {
     "card_memory": (80, 1e9, "GB of memory on a card, half of it for a resident set", H100),
@@ -42,7 +43,8 @@ ASSUMED = {
     "card_bandwidth": (3.35, 1e12, "TB/s of a card's memory", H100),
     "a100_bandwidth": (2.039, 1e12, "TB/s of an A100's memory", A100),
     "a100_resnet50": (2470, 1, "images/s of ResNet-50's training on it, mixed precision", RESNET50),
-    "launch": (5, 1e-6, "µs of the host to launch one operation", "guess"),
+    "small_steps": (17_000, 1, "images/s of the default network, 64 a step, each step a CUDA graph", H200),
+    "launch": (5, 1e-6, "µs of the host to launch an operation, or a graph of them", "guess"),
     "pcie": (64, 1e9, "GB/s from host to card", H100),
     "nvlink": (450, 1e9, "GB/s between cards of one machine, one way", H100),
     "infiniband": (50, 1e9, "GB/s of each card's port (400 Gb/s) to other machines", DGX),
@@ -111,6 +113,8 @@ class Work:
     step : Step
     share : float
         Of a card's memory bandwidth that the operations of a step reach.
+    operation : float
+        Seconds that an operation takes on a card at least, however few its images.
     image_bytes, table_bytes : float
         Of an image in images.npy, and of what each process knows of it.
     gradient_bytes : float
@@ -121,6 +125,7 @@ class Work:
 
     step: Step
     share: float
+    operation: float
     image_bytes: float
     table_bytes: float
     gradient_bytes: float
@@ -129,10 +134,12 @@ class Work:
     bookkeeping: float
 
 
-def card_seconds(images: float, step: Step, share: float) -> float:
-    """Return a card's seconds for a step of some images: the slower of its arithmetic and its memory."""
+def card_seconds(images: float, work: Work) -> float:
+    """Return a card's seconds for a step of some images: arithmetic, memory, or one operation after another."""
+    step = work.step
     arithmetic = images * step.image_flops / (A["card_flops"] * A["flops_share"])
-    return max(arithmetic, (step.fixed_bytes + images * step.image_bytes) / (A["card_bandwidth"] * share))
+    memory = (step.fixed_bytes + images * step.image_bytes) / (A["card_bandwidth"] * work.share)
+    return max(arithmetic, memory, step.operations * work.operation)
 
 
 def all_reduce_seconds(size: float, ranks: int, bandwidth: float) -> float:
@@ -173,9 +180,10 @@ def step_seconds(design: Design, images: float, batch: float, work: Work) -> dic
     # One thread of the host reads rows and then computes or launches.
     reading, own = batch * missed * design.read, batch * work.cpu
     if design.cards:
-        own = work.step.operations * A["launch"]
+        # Only a process by itself records its step as a graph, whose operations start each other.
+        own = A["launch"] * (work.step.operations if design.ranks > 1 else 1)
         reading += batch * (1 - missed) * work.gather * (feed != "resident")
-        busy["card"] = card_seconds(batch, work.step, work.share)
+        busy["card"] = card_seconds(batch, work)
         busy["PCIe"] = batch * work.image_bytes / A["pcie"] * (feed != "resident")
     busy["row reads" if reading > own else "launches" if design.cards else "CPU"] = reading + own
     if design.ranks > 1:
@@ -241,6 +249,7 @@ def measure_all() -> tuple[dict[str, float], Work]:
     work = Work(
         step=step,
         share=large.image_bytes * A["a100_resnet50"] / A["a100_bandwidth"],
+        operation=64 / A["small_steps"] / step.operations,
         image_bytes=size**2,
         table_bytes=r["table_bytes"] + 16,  # a label and a place in the order, both int64
         gradient_bytes=4 * count_parameters(network.build()),
@@ -275,8 +284,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def limits(r: dict[str, float], work: Work) -> list[list[str]]:
     """Say of each resource from where on it gives out, and what one would do then."""
     memory, image, row, n = psutil.virtual_memory().total, work.image_bytes, work.table_bytes, number
-    fixed, step = (card_seconds(images, work.step, work.share) for images in (0, A["batch"]))
-    card = (step - fixed) / A["batch"]
+    step, card = card_seconds(A["batch"], work), card_seconds(1e9, work) / 1e9
     cached = A["one_memory"] / (image + row), A["node_memory"] / (image + 8 * row)
     cold = A["read"] + A["read_ahead"] / A["disk"]
     moved, hops = (all_reduce_seconds(size, 64, 1) for size in (work.gradient_bytes, 0))
@@ -289,8 +297,8 @@ main memory as page cache | {n(cached[0])} images with one card, {n(cached[1])} 
  on {n(1 / cold)} rows/s a process come from disk, while a card takes {n(1 / card)}
 | announce a step's rows first (`MADV_WILLNEED`: here {n(r["advised"])} rows/s in place of {n(r["disk"])});
  then shards read in sequence and mixed in a buffer (webdataset, ffcv)
-the host that launches | below {n((work.step.operations * A["launch"] - fixed) / card)} images a step and card
-| a larger `train.batch_size`, and `train.lr` tuned again; `torch.compile`, CUDA graphs
+operations too small for a card | below {n(work.step.operations * work.operation / card)} images a step and card
+| a larger `train.batch_size`, and `train.lr` tuned again; `train.compile`, which makes one of several
 scores of an epoch, on one core | as long as training itself on {n(card / work.bookkeeping)} cards
 | count the confusion matrix on the cards and sum it
 network between machines | below {n(gbits)} Gb/s a card at {n(A["batch"])} images a step; more with more weights
@@ -348,7 +356,8 @@ def report(r: dict[str, float], work: Work, load: float) -> str:
             f"of {load:.1f} before{' (not quiet: rates are too low)' * (load > 0.5)}. Training, audit and "
             "preprocess use all cores.\n",
             table(["measured", ""], [list(row) for row in rates.items()]),
-            f"Counted: a step of the default network launches {step.operations:.0f} operations, which move "
+            f"Counted: a step of the default network is {step.operations:.0f} operations, of at least "
+            f"{n(1e6 * work.operation)} µs each by the measured steps of 64 images, which move "
             f"{n(step.fixed_bytes / 1e6)} MB and {n(step.image_bytes / 1e6)} MB an image; its convolutions and "
             f"products take {n(step.image_flops / 1e9)} GFLOP an image. By the same count, ResNet-50 reached "
             f"{n(100 * work.share)}% of an A100's bandwidth; that share is taken for every card.\n",

@@ -16,7 +16,8 @@ import yaml
 
 from braintumor.pages import fill
 from braintumor.params import load_params
-from braintumor.tables import read_table, write_table
+from braintumor.study_tables import read_rows
+from braintumor.tables import write_table
 from scripts.demo import PROJECT
 
 RESULTS = PROJECT / "metrics" / "seeds.csv"
@@ -127,7 +128,7 @@ def is_current(commit: str) -> bool:
 
 
 def main() -> None:
-    table = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+    table = read_rows(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
     current = {commit: is_current(str(commit)) for commit in table["commit"].unique()}
     table = table[table["commit"].map(current).astype(bool)].reset_index(drop=True)
     rows = wanted(load_params(PROJECT / "params.yaml").train.seed)

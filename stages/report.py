@@ -60,7 +60,7 @@ def main(
         sheets=[(file.stem, file.read_bytes()) for file in sorted(pictures.glob("*.png"))],
         overview=overview.read_bytes(),
         description=json.loads(description.read_text(encoding="utf-8")),
-        seeds=same_recipe(pd.read_csv(seeds), params) if seeds.exists() else None,
+        seeds=same_recipe(pd.read_csv(seeds, dtype={"commit": str}), params) if seeds.exists() else None,
         latency=measured_on(latency, onnx),
         checksums={
             file.as_posix(): checksum(file)

@@ -14,6 +14,7 @@ STEP = Step(operations=1000, fixed_bytes=0, image_bytes=A["card_bandwidth"] / 1e
 WORK = Work(
     step=STEP,
     share=0.5,
+    operation=1e-9,
     image_bytes=1e4,
     table_bytes=100,
     gradient_bytes=1e6,
@@ -32,11 +33,13 @@ def design(*feeds, **changes):
     return replace(Design("x", feeds, memory=1e9, read=1e-3, read_bytes=1e5, disk=1e8), **changes)
 
 
-def test_a_card_is_as_slow_as_its_memory_or_its_arithmetic():
-    assert scaling.card_seconds(50, STEP, 0.5) == pytest.approx(0.01)
-    assert scaling.card_seconds(50, replace(STEP, fixed_bytes=A["card_bandwidth"]), 0.5) == pytest.approx(2.01)
+def test_a_card_is_as_slow_as_its_memory_its_arithmetic_or_its_operations():
+    assert scaling.card_seconds(50, WORK) == pytest.approx(0.01)
+    a_second_more = replace(STEP, fixed_bytes=A["card_bandwidth"] / 2)
+    assert scaling.card_seconds(50, replace(WORK, step=a_second_more)) == pytest.approx(1.01)
     arithmetic = replace(STEP, image_flops=A["card_flops"] * A["flops_share"])
-    assert scaling.card_seconds(50, arithmetic, 0.5) == pytest.approx(50)
+    assert scaling.card_seconds(50, replace(WORK, step=arithmetic)) == pytest.approx(50)
+    assert scaling.card_seconds(50, replace(WORK, operation=1e-3)) == pytest.approx(1)
 
 
 def test_an_all_reduce_moves_nearly_twice_the_bytes_and_waits_for_each_hop():
@@ -62,11 +65,11 @@ def test_images_lie_in_the_card_then_in_the_page_cache_then_on_disk_until_the_ta
 
 
 def test_one_thread_launches_and_reads_rows():
-    launching = 1000 * A["launch"]
+    launching = A["launch"]  # of one graph
     busy = scaling.step_seconds(design("resident"), 1e5, 100, WORK)
     assert busy == pytest.approx({"disk": 0, "card": 0.02, "launches": launching, "PCIe": 0})
     busy = scaling.step_seconds(design("cached"), 9e4, 100, WORK)
-    assert busy["launches"] == pytest.approx(launching + 100 * 1e-5)
+    assert busy["row reads"] == pytest.approx(launching + 100 * 1e-5)
     assert busy["PCIe"] == pytest.approx(100 * 1e4 / A["pcie"])
     busy = scaling.step_seconds(design("disk"), 2e5, 100, WORK)
     assert busy["row reads"] == pytest.approx(launching + 100 * (0.51 * 1e-3 + 0.49 * 1e-5))
@@ -82,6 +85,7 @@ def test_all_processes_share_a_disk_and_sum_gradients_between_machines():
     eight = design("disk", cards=8, nodes=8)
     busy = scaling.step_seconds(eight, 2e5, 10, WORK)
     assert busy["disk"] == pytest.approx(64 * 10 * 0.58 * 1e5 / 1e8)
+    assert busy["row reads"] == pytest.approx(1000 * A["launch"] + 10 * (0.58 * 1e-3 + 0.42 * 1e-5))
     assert busy["network"] == pytest.approx(scaling.all_reduce_seconds(1e6, 64, A["infiniband"]))
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from braintumor import study, study_tables
 from braintumor.errors import UserError
+from braintumor.tables import write_table
 from tests.conftest import PROJECT
 
 CONTENT = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -129,6 +130,25 @@ def test_a_rung_is_the_mean_of_its_rows_with_students_interval():
     assert (rung["rung"], rung["measured_on"], rung["repeats"]) == ("grouped by patient", "all test images", 5)
     assert rung["mean"] == pytest.approx(0.924)
     assert (rung["low"], rung["high"]) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_the_table_goes_on_from_its_file_with_empty_scores_and_any_commit(tmp_path):
+    """In a clone without DVC's experiments, the committed rows are all there is."""
+    file = tmp_path / "study.csv"
+    table = make_table([0.9, 0.94], accuracy_copied=np.nan, commit="12e4567890", reason="")
+    write_table(table, file)
+    rows = study_tables.read_rows(file)
+    assert rows["commit"].tolist() == ["12e4567890"] * 2
+    assert rows["reason"].tolist() == ["", ""]
+    again = pd.DataFrame(rows.to_dict("records"))
+    assert study_tables.ladder(again).equals(study_tables.ladder(table))
+    assert study_tables.summary(again, "ladder") == study_tables.summary(table, "ladder")
+
+
+def test_the_committed_rows_make_the_committed_ladder():
+    kept = pd.DataFrame(study_tables.read_rows(PROJECT / "metrics/study.csv").to_dict("records"))
+    rungs = pd.read_csv(PROJECT / "plots/study/ladder.csv")
+    pd.testing.assert_frame_equal(study_tables.ladder(kept), rungs)
 
 
 def test_one_row_has_its_own_interval_and_baselines_their_own_line():
