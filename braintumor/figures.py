@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from braintumor.batches import Augmentation, Batches
-from braintumor.layers import first_images, layer_outputs
+from braintumor.layers import first_images, layer_outputs, weighted_layers
 from braintumor.plots import evenly, overlay, sheet
 
 SHOWN = 64  # images of a sheet, at most
-LAYERS = 12  # rows of a sheet of layers, at most
+LAYERS = 40  # rows of a sheet of layers, at most
 SEEDS_DROPOUTS = (0.1, 0.3, 0.5, 0.9)
 
 
@@ -60,20 +60,27 @@ def map_sheets(
 
 
 def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[str, Tensor]) -> Figure:
-    """Draw what each convolution makes of one image: its eight channels that vary most, each in its own range.
+    """Draw what each layer makes of one image, in strips from black, its smallest value, to white.
+
+    Of a convolution these are the eight channels that vary most, each in its own range; of a linear
+    layer its values.
 
     Parameters
     ----------
     title : str
     image : ndarray of shape (size, size), uint8
     model : nn.Module
-    outputs : dict of str to Tensor of shape (1, channels, h, w)
-        From `layers.layer_outputs`. Of many convolutions, evenly spaced ones are drawn.
+    outputs : dict of str to Tensor of shape (1, channels, h, w) or (1, features)
+        From `layers.layer_outputs`. Of very many layers, evenly spaced ones are drawn.
     """
-    names = [name for name in outputs if isinstance(model.get_submodule(name), nn.Conv2d)]
+    weighted = weighted_layers(model)
+    names = [name for name in outputs if name in weighted]
     strips = [("the image", [image])]
     for name in (names[i] for i in evenly(len(names), LAYERS)):
         channels = outputs[name][0].float().cpu().numpy()
+        if channels.ndim == 1:
+            strips.append((f"{name}: {len(channels)} values", [_stretch(channels[None])]))
+            continue
         strongest = np.sort(np.argsort(-channels.std(axis=(1, 2)), kind="stable")[:8])
         shape, numbers = " x ".join(map(str, channels.shape)), ", ".join(map(str, strongest))
         strips.append((f"{name}: {shape}, channels {numbers}", [_stretch(channels[i]) for i in strongest]))
@@ -82,11 +89,13 @@ def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[s
     for axis, (name, tiles) in zip(figure.subplots(len(strips), 1), strips, strict=True):
         # One axis a layer, since one for each of a hundred tiles takes matplotlib seconds.
         rows, columns = tiles[0].shape
+        width, height = (1, rows / columns) if rows > 1 else (8.4, 1)  # values lie in one row of the whole width
         for i, tile in enumerate(tiles):
-            axis.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=(1.05 * i, 1.05 * i + 1, 0, rows / columns))
-        axis.set(xlim=(0, 8.4), ylim=(0, rows / columns))
+            axis.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=(1.05 * i, 1.05 * i + width, 0, height))
+        axis.set(xlim=(0, 8.4), ylim=(0, height))
         axis.set_title(name, loc="left", fontsize=8)
-        axis.axis("off")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(rows == 1)  # the largest value is white, on white
     return figure
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from braintumor.batches import Batches
 from braintumor.errors import UserError
+from braintumor.figures import layer_sheet
 from braintumor.layers import choose_layer, layer_outputs, shuffle_from_the_last, weighted_layers
 from braintumor.models import Architecture
 from braintumor.saliency import gradcam
@@ -103,3 +104,19 @@ def test_shuffling_repeats_by_its_seed_and_may_stop_seldom():
     assert stops[0] == [(2, "blocks.1.shortcut.1"), (5, "blocks.0.residual.3"), (7, "stem.0")]
     heads = [model.head.weight for model in models]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_a_sheet_shows_the_image_and_every_layer_with_weights():
+    model = build("cnn0", 32)
+    image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)
+    outputs = layer_outputs(model, torch.from_numpy(image)[None, None].float())
+    figure = layer_sheet("title", image, model, outputs)
+    names = [axis.get_title(loc="left").split(", channels")[0] for axis in figure.axes]
+    sizes = ["4 x 32 x 32", "4 x 16 x 16", "4 x 8 x 8", "4 x 4 x 4"]
+    convolutions = [f"blocks.{3 * i}: {size}" for i, size in enumerate(sizes)]
+    assert names == ["the image", *convolutions, "head.2: 32 values", "head.5: 4 values"]
+    # A layer's tiles are its channels, the values of a linear layer one tile of one row.
+    assert [len(axis.images) for axis in figure.axes] == [1, 4, 4, 4, 4, 1, 1]
+    assert figure.axes[-1].images[0].get_array().shape == (1, 4)
+    shown = figure.axes[-1].images[0].get_array()[0]
+    assert shown.argmax() == outputs["head.5"][0].argmax() and (shown.min(), shown.max()) == (0, 255)
