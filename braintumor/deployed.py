@@ -17,6 +17,7 @@ from braintumor.predictor import Predictor
 from braintumor.weights import load_model
 
 BLOCKS = 8  # block means along each side
+SEEN = BLOCKS**2 + 6  # what `describe_image` says
 
 
 class Passing(nn.Module):
@@ -54,13 +55,40 @@ class Describer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Map images of shape (n, 1, size, size), 0 to 255, to logits (n, classes) and features (n, d).
 
-        The features are what the last layer is given, and the image's own means in 8 x 8 blocks: the network alone
-        has no eyes for what its classes do not differ in.
+        The features are what the last layer is given, and what `describe_image` says: the network alone has no
+        eyes for what its classes do not differ in.
         """
         grey = images.float()
         both = self.network((grey - 255 * self.mean) / (255 * self.deviation))
-        blocks = F.avg_pool2d(grey / 255, grey.shape[-1] // BLOCKS).flatten(1)
-        return both[:, : self.classes], torch.cat([both[:, self.classes :], blocks], dim=1)
+        return both[:, : self.classes], torch.cat([both[:, self.classes :], describe_image(grey / 255)], dim=1)
+
+
+def describe_image(grey: Tensor) -> Tensor:
+    """Describe images without a network: how bright, how varied, how rough.
+
+    Roughness is the absolute difference of neighbouring pixels, across and down. Logarithms tell a dark or even
+    image from those that are merely darker than most.
+
+    Parameters
+    ----------
+    grey : Tensor of shape (n, 1, size, size), float
+        0 to 1.
+
+    Returns
+    -------
+    Tensor of shape (n, 70)
+        The logarithms of mean, standard deviation and roughness; roughness, also as a share of the deviation, and
+        where it is largest of 8 x 8 blocks; the means of these blocks.
+    """
+    across, down = (grey[..., 1:] - grey[..., :-1]).abs(), (grey[..., 1:, :] - grey[..., :-1, :]).abs()
+    rough = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
+    means, roughness = (F.avg_pool2d(values, grey.shape[-1] // BLOCKS).flatten(1) for values in (grey, rough))
+    variance = (grey - grey.mean((2, 3), keepdim=True)).square()
+    mean, variance, rough_mean = (values.mean((1, 2, 3))[:, None] for values in (grey, variance, rough))
+    deviation, step = variance.sqrt(), 1 / 255
+    logarithms = torch.log(torch.cat([mean, deviation, rough_mean], dim=1) + step)
+    rest = rough_mean, rough_mean / (deviation + step), roughness.amax(1, keepdim=True), means
+    return torch.cat([logarithms, *rest], dim=1)
 
 
 class Novelty(nn.Module):

@@ -122,19 +122,21 @@ def parts_of(predictions: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def measure_borders(
-    predictions: pd.DataFrame, maps: np.ndarray, size: int, width: float
+    predictions: pd.DataFrame, maps: np.ndarray, size: int, width: float, resamples: int, seed: int
 ) -> dict[str, float | int]:
     """Measure how much of the maps' mass lies near the images' edges, in all, per class, and right and wrong.
 
     Parameters
     ----------
-    predictions : DataFrame with columns class and prediction
+    predictions : DataFrame with columns class, prediction and group
     maps : ndarray of shape (n, h, w)
         From `saliency.gradcam`, row by row.
     size : int
         Side of the images, in pixels.
     width : float
         Of the border; see `saliency.border_shares`.
+    resamples, seed : int
+        Of the intervals, which are drawn over groups.
 
     Returns
     -------
@@ -145,12 +147,12 @@ def measure_borders(
     shares = saliency.border_shares(saliency.enlarge(maps, size), width)
     even = saliency.border_shares(np.ones((1, size, size), np.float32), width)[0]
     scores: dict[str, float | int] = {"empty_maps": int(np.isnan(shares).sum()), "border_share_even": even}
-    known = ~np.isnan(shares)
-    scores |= {
-        f"border_share{name}": shares[part & known].mean()
-        for name, part in parts_of(predictions).items()
-        if any(part & known)
-    }
+    known, groups = ~np.isnan(shares), predictions["group"].to_numpy()
+    for name, part in parts_of(predictions).items():
+        own = part & known
+        if own.any():
+            drawn = resample_groups(groups[own], resamples, seed)
+            scores |= named(f"border_share{name}", mean_over_groups(shares[own], drawn))
     return scores
 
 

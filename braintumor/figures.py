@@ -136,6 +136,8 @@ def randomisation(table: pd.DataFrame, scores: dict[str, float | int]) -> Figure
 def dropout_sums(p: float, seed: int) -> Figure:
     """Draw how the sum of eleven values, 0.1 to 1.1, is distributed under dropout of several p, the one set too.
 
+    Without dropout there is one bar.
+
     The mean stays 6.6, the spread grows with p.
     """
     values = torch.arange(1, 12).repeat(1000, 1) / 10
@@ -145,7 +147,8 @@ def dropout_sums(p: float, seed: int) -> Figure:
         torch.manual_seed(seed)
         for axis, each in zip(figure.subplots(len(ps), 1, sharex=True), ps, strict=True):
             sums = F.dropout(values, each).sum(1).numpy()
-            axis.hist(sums, np.arange(0, sums.max() + 0.5, 0.5), color="#e07b39" if each == p else "#4269d0")
+            edges = np.arange(0, sums.max() + 0.5, 0.5)
+            axis.hist(sums, edges, color="#e07b39" if each == p else "#4269d0")
             title = f"p = {each:g}{', the one set' if each == p else ''}: mean {sums.mean():.2f}"
             axis.set(title=f"{title}, deviation {sums.std():.2f}", yticks=[], xlim=(0, 30))
     axis.set_xlabel("sum of the eleven values")
@@ -237,7 +240,7 @@ def training_sheets(
     images : ndarray of shape (N, size, size), uint8
     augmentation : Augmentation
     dropout : float
-        The probability that is set; a half is drawn where it is 0.
+        The probability that is set; the image is drawn under a half where it is 0.
     seed : int
 
     Yields
@@ -246,9 +249,9 @@ def training_sheets(
     """
     first = {name: int(rows[(trained["class"] == name).argmax()]) for name in sorted(trained["class"].unique())}
     yield "augmentation", augmentation_sheet(images, first, augmentation, seed)
-    drawn = dropout or 0.5  # without any there would be nothing to see
-    yield "dropout_sums", dropout_sums(drawn, seed)
-    yield "dropout_image", dropout_image(images[min(first.values())], drawn, seed)
+    yield "dropout_sums", dropout_sums(dropout, seed)
+    # Without any there would be nothing to see of the image.
+    yield "dropout_image", dropout_image(images[min(first.values())], dropout or 0.5, seed)
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:

@@ -73,16 +73,28 @@ def shuffled_blocks(squares: np.ndarray, seed: int, blocks: int = 4) -> np.ndarr
 
 
 def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -> np.ndarray:
-    """Draw noise: half of the images uniform, half normal with the training images' mean and deviation (0 to 1).
+    """Draw images of nothing, five kinds in turn: each pixel by lot, or none.
+
+    Uniform; normal with the training images' mean and deviation (0 to 1); dark, as the air around a head is
+    (Rayleigh); uniform in a disc on black, as large as a head; the same grey everywhere, from black to white.
 
     Returns
     -------
     ndarray of shape (n, size, size), uint8
     """
     rng = np.random.default_rng(seed)
-    uniform = rng.random((n // 2, size, size))
-    normal = rng.normal(mean, deviation, (n - n // 2, size, size))
-    return np.rint(np.concatenate([uniform, normal]).clip(0, 1) * 255).astype(np.uint8)
+    places = (np.arange(size) + 0.5) / size - 0.5
+    disc = np.hypot(places, places[:, None]) < 0.4
+    shape, greys = (size, size), iter(np.linspace(0, 1, max(1, n // 5)))
+    draw = (
+        lambda: rng.random(shape),
+        lambda: rng.normal(mean, deviation, shape),
+        lambda: rng.rayleigh(0.02, shape),
+        lambda: rng.random(shape) * disc,
+        lambda: np.full(shape, next(greys)),
+    )
+    squares = np.stack([draw[i % len(draw)]() for i in range(n)])
+    return np.rint(squares.clip(0, 1) * 255).astype(np.uint8)
 
 
 def phantom_squares(patients: int, size: int, crop: bool, letterbox: bool, seed: int) -> np.ndarray:

@@ -68,10 +68,13 @@ def find_scans(place: str) -> list[Path]:
             raise UserError(f"{place}: has no scan in it")
         return found
     # A file whose name looks like a pattern is a file.
-    found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
+    if path.exists():
+        return [path]
+    found = [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
     if not found:
         raise UserError(f"{place}: no such file")
-    return [file for file in found if file.is_file()]
+    files = [scan for match in found for scan in (find_scans(str(match)) if match.is_dir() else [match])]
+    return list(dict.fromkeys(files))  # `**` matches a folder and what is in it
 
 
 def read_squares(

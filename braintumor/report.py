@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from braintumor.intervals import wilson_interval
 from braintumor.params import Params
-from braintumor.results import ABSENT, Results, percent, with_interval
+from braintumor.results import ABSENT, Results, interval_text, percent, with_interval
 from braintumor.sections import (
     data_facts,
     deployed_rows,
@@ -150,8 +150,8 @@ def answer(results: Results, params: Params) -> dict[str, Any]:
         "question": f"How often is the network right about {asked}?",
         "label": label,
         "protocol": sentence,
-        "baseline": f"What can be guessed from what should not matter: {percent(best['accuracy'])} "
-        f"({best['description']}).",
+        "baseline": "What can be guessed from what should not matter: "
+        f"{interval_text(*best[['accuracy', 'low', 'high']])} ({best['description']}).",
     }
 
 
@@ -246,7 +246,7 @@ def data_text(params: Params) -> str:
 def limits(results: Results, params: Params) -> list[str]:
     """Say what these figures do not show."""
     data, test = results.metrics["data"], results.metrics["test"]
-    sides = results.tables["baselines"].set_index("baseline")["accuracy"]
+    sides = results.tables["baselines"].set_index("baseline")[["accuracy", "low", "high"]]
     found = [
         "One data set and no external test set: nothing here says how it does on images from elsewhere.",
         "Single slices, no volumes, one network, one seed: another seed moves the score, by as much as "
@@ -254,10 +254,10 @@ def limits(results: Results, params: Params) -> list[str]:
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images; elsewhere a "
         "group is a group of copies, and two slices of one unknown person may be on both sides.",
     ]
-    if "border" in sides:
+    if "border" in sides.index:
         found.append(
-            f"The border of an image alone gives its class for {percent(sides['border'])} of the test images: "
-            "part of any score here is about scanners and sources."
+            f"The border of an image alone gives its class for {interval_text(*sides.loc['border'])} of the "
+            "test images: part of any score here is about scanners and sources."
         )
     if pictures := data["contradictory_copy_groups"]:
         found.append(f"Pictures with two labels, one of which must be wrong: {pictures}.")
@@ -274,6 +274,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
     label, sentence = protocol_of(results, params)
     scores = results.tables["class_scores"]
     weakest = scores.loc[scores["sensitivity"].idxmin()]
+    bounds = ["sensitivity", "sensitivity_low", "sensitivity_high"]
     train = results.metrics["train"]
     found = (
         f"; {with_interval(test, 'tumour_sensitivity')} of tumours are called one"
@@ -289,7 +290,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         "tested_on": f"{test['images']} images ({label.lower()}). {sentence}",
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
         f"{test['images_distinct']} distinct pictures{found}. 95% intervals.",
-        "weaknesses": f"Least sensitive for {weakest['class']} ({percent(weakest['sensitivity'])}). "
+        "weaknesses": f"Least sensitive for {weakest['class']} ({interval_text(*weakest[bounds])}). "
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only. "
         "Part of the score is about scanners and sources; the report's baselines say how much.",
     }

@@ -84,6 +84,8 @@ def interval_text(value: float | None, low: float | None, high: float | None) ->
     """Write a share and the bounds of its interval, all 0 to 1; a dash where there is none."""
     if value is None or np.isnan(value):
         return ABSENT
+    if np.isnan(low):
+        return percent(value)
     return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 

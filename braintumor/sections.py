@@ -394,7 +394,10 @@ def deployed_rows(export: dict[str, float | int], latency: dict | None) -> list[
     """Return what is known of the exported model: size, distance from torch, what it tells apart, and times."""
     rows = [
         ["size of model.onnx", f"{export['onnx_bytes'] / 1e6:.2f} MB"],
-        ["largest difference from torch on the test images", f"{export['onnx_max_difference']:.1e}"],
+        [
+            "largest difference from torch on the test images, of outputs over 1 as a share",
+            f"{export['onnx_max_difference']:.1e}",
+        ],
         ["test images marked as unlike the training images", percent(export["novelty_flagged_test"])],
     ]
     for runtime, took in latency["milliseconds"].items() if latency else ():

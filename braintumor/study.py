@@ -54,6 +54,10 @@ class Experiment:
         What was cut for two cores.
     overrides : dict
         Params by names such as ``train.lr``.
+    repeated : bool
+        Whether the entry's rows are repetitions, whose mean counts.
+    seed_found : str
+        What the seed notebook reports for it.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Experiment:
     entry: str
     cut: str
     overrides: dict[str, Any]
+    repeated: bool
+    seed_found: str
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
             for number, value in enumerate(values):
                 ending = f"-{param.split('.')[1]}-{value}" if param else ""
                 varied = overrides | ({param: value} if param else {})
-                row = Experiment(f"{name}{ending}", part, name, cut, varied)
+                found = entry.get("seed_found", "")
+                row = Experiment(f"{name}{ending}", part, name, cut, varied, repeated, found)
                 rank = (number, 0, 0) if repeated and number else (0, place, number)
                 ranked.append((rank, row))
                 try:
@@ -246,15 +253,14 @@ def read_reason(log: str | None, code: int | None) -> str:
     return f"killed, or failed without a word (exit status {code})"
 
 
-def result_row(row: Experiment, params: Params, record: Record) -> dict[str, Any]:
-    """Return an experiment's line of the table: what it was, and what DVC has of its metrics."""
-    test, baseline = record.metrics.get("test", {}), record.metrics.get("baselines", {})
+def described(row: Experiment, params: Params) -> dict[str, Any]:
+    """Return the part of an experiment's line of the table that says what it is."""
     return {
         "part": row.part,
         "entry": row.entry,
         "name": row.name,
-        "state": record.state,
-        "reason": record.reason,
+        "repeated": row.repeated,
+        "seed_found": row.seed_found,
         "cut": row.cut,
         "model": params.train.model,
         "protocol": params.split.protocol,
@@ -263,8 +269,19 @@ def result_row(row: Experiment, params: Params, record: Record) -> dict[str, Any
         "epochs": params.train.epochs,
         "fold": params.split.fold,
         "seed": params.train.seed,
+        "overrides": json.dumps(row.overrides),
+    }
+
+
+def scored(record: Record) -> dict[str, Any]:
+    """Return the part of an experiment's line that says how it ended, with what DVC has of its metrics."""
+    test, baseline = record.metrics.get("test", {}), record.metrics.get("baselines", {})
+    return {
+        "state": record.state,
+        "reason": record.reason,
         "recipe": record.recipe,
         "commit": record.commit[:10],
+        "suggested_lr": record.metrics.get("lr_range", {}).get("suggested_lr"),
         "validation_accuracy": record.metrics.get("train", {}).get("validation_accuracy"),
         **{key: value for key, value in test.items() if KEPT.match(key)},
         **{f"baseline_{key}": value for key, value in baseline.items() if key.startswith("accuracy")},
@@ -307,12 +324,23 @@ class Study:
         return [row for row in self.experiments if self.state(row) in states]
 
     def queue(self, parts: list[str]) -> None:
-        """Queue what is neither finished nor in the queue, of some parts or all; what failed is tried again."""
+        """Queue what is neither finished nor in the queue, of some parts or all; what failed is tried again.
+
+        What the queue has of other parts is taken out of it.
+        """
         head = git("rev-parse", "HEAD").strip()
-        old = {r.name for r in self.stale if r.state == "queued" or r.commit == head}
         asked = [row for row in self.rows("missing", "failed") if not parts or row.part in parts]
-        for name in sorted(old | {row.name for row in asked if self.state(row) == "failed"}):
-            dvc("queue" if name not in old else "exp", "remove", name)
+        tasks = {record.name for record in self.stale if record.state in ("queued", "failed")}
+        tasks |= {row.name for row in asked if self.state(row) == "failed"}
+        if parts:
+            put_off = {row.name for row in self.rows("queued") if row.part not in parts}
+            tasks |= put_off
+            self.records = {name: record for name, record in self.records.items() if name not in put_off}
+        for name in sorted(tasks):
+            dvc("queue", "remove", name)
+        # What ended at other commits stays; at this one two experiments cannot have the same name.
+        for name in sorted({r.name for r in self.stale if r.state == "success" and r.commit == head}):
+            dvc("exp", "remove", name)
         for row in asked:
             overrides = [
                 text for name, value in row.overrides.items() for text in ("-S", f"{name}={json.dumps(value)}")
@@ -324,10 +352,11 @@ class Study:
         """Write the table, the ladder and the tables of the page."""
         lines = []
         for row in self.experiments:
+            known = described(row, with_overrides(content, row.overrides))
             if self.state(row) == "success" and row.name not in self.records:
-                lines.append(self.kept[row.name])
+                lines.append(self.kept[row.name] | known)
             elif self.state(row) in ("success", "failed"):
-                lines.append(result_row(row, with_overrides(content, row.overrides), self.records[row.name]))
+                lines.append(known | scored(self.records[row.name]))
         if not lines:
             return
         table = pd.DataFrame(lines)
@@ -337,7 +366,19 @@ class Study:
             write_table(rungs, PLOTS / "ladder.csv")
             ladder_figure(rungs, PLOTS / "ladder.png")
         if PAGE.exists():
-            PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), table), encoding="utf-8")
+            parts = dict.fromkeys(row.part for row in self.experiments)
+            PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), table, parts), encoding="utf-8")
+
+
+def jobs_at_a_time(params: Params) -> int:
+    """Return how many trainings the machine has room for: one on a GPU, else of `train.threads` cores."""
+    if params.train.device != "cpu":
+        import torch  # here, since it takes seconds to import
+
+        if torch.cuda.is_available():
+            return 1  # all of them would take the same one
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // params.train.threads)
 
 
 def is_alive(pid: int | None) -> bool:
@@ -421,7 +462,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("parts", nargs="*", help="of study.yaml; all where none is named")
     parser.add_argument("--list", action="store_true", help="show what will run and how long it will take")
     parser.add_argument(
-        "--jobs", type=int, help="experiments at a time; as many as have their train.threads cores"
+        "--jobs", type=int, help="experiments at a time; as many as have their train.threads cores, one on a GPU"
     )
     options = parser.parse_args(arguments)
     params = load_params(PARAMS)
@@ -442,7 +483,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         study.queue(options.parts)
-        run(study, content, options.jobs or max(1, (os.cpu_count() or 1) // params.train.threads))
+        run(study, content, options.jobs or jobs_at_a_time(params))
     except KeyboardInterrupt:
         stop(study)
         sys.exit("stopped: run it again for the rest")

@@ -1,5 +1,6 @@
 """What the study's table comes to: the ladder of protocols, its picture, the tables of docs/study.md."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from braintumor.pages import fill
+from braintumor.pages import table as markdown
 from braintumor.plots import PALETTE, save
+from braintumor.results import interval_text
 
 # From the number that everybody reports to the one that holds for a new person.
 RUNGS = {
@@ -29,7 +32,7 @@ FIGURES = {
 # Columns of text, where nothing is missing.
 TEXT = (
     *("part", "entry", "name", "state", "reason", "cut", "model", "protocol", "group_by", "recipe", "commit"),
-    "device",
+    *("device", "seed_found", "overrides"),
 )
 
 
@@ -63,34 +66,47 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame with columns rung, model, measured_on, repeats, mean, low, high
         One row for each rung, network and figure that the table has; baselines have their own name as the model.
-        With a single repetition low and high are its own interval.
+        `measured_on` is one of `FIGURES`, or a class: its sensitivity. For low and high see `figure_of`.
     """
     rows = table[table["part"].isin(["ladder", "pretrained"]) & (table["state"] == "success")]
     lines = []
     for (protocol, group_by), rung in RUNGS.items():
         own = rows[(rows["protocol"] == protocol) & (rows["group_by"] == group_by)]
         for model, repeats in own.groupby("model", sort=False):
+            classes = repeats.filter(regex=r"^sensitivity_(?!.*_(low|high)$)")
+            columns = FIGURES | {column: column.removeprefix("sensitivity_") for column in classes}
             lines += [
-                {"rung": rung, "model": model, "measured_on": name} | _figure(repeats, column)
-                for column, name in FIGURES.items()
+                {"rung": rung, "model": model, "measured_on": name} | figure_of(repeats, column)
+                for column, name in columns.items()
                 if column in repeats
             ]
         for column in own.filter(regex=r"^baseline_accuracy(?!_network)(?!.*_(low|high)$)"):
-            # They see no network: one row of each fold or seed is enough.
-            once = own.drop_duplicates(["fold", "seed"])
+            once = own.drop_duplicates("fold")  # they have no network, and so no seed of it
             name = f"baseline {column.removeprefix('baseline_accuracy').strip('_')}"
-            lines.append({"rung": rung, "model": name, "measured_on": FIGURES["accuracy"]} | _figure(once, column))
+            lines.append(
+                {"rung": rung, "model": name, "measured_on": FIGURES["accuracy"]} | figure_of(once, column)
+            )
     columns = ["rung", "model", "measured_on", "repeats", "mean", "low", "high"]
-    return pd.DataFrame([line for line in lines if line["repeats"]], columns=columns)
+    rungs = pd.DataFrame([line for line in lines if line["repeats"]], columns=columns)
+    return rungs.round({"mean": 4, "low": 4, "high": 4})
 
 
-def _figure(rows: pd.DataFrame, column: str) -> dict[str, float]:
-    repeats = int(rows[column].notna().sum())
+def figure_of(rows: pd.DataFrame, column: str) -> dict[str, float]:
+    """Average one figure of an experiment's repetitions.
+
+    Returns
+    -------
+    dict
+        repeats, mean, and the bounds low and high of a 95% interval, missing where there is none. A single run has
+        its own. So have seeds, which share their test images: theirs reaches at least as far from the mean as the
+        average run's own does, since another training is not all that may turn out otherwise.
+    """
+    rows = rows[rows[column].notna()]
     mean, low, high = mean_interval(rows[column])
-    if repeats == 1 and f"{column}_low" in rows:
-        only = rows[rows[column].notna()].iloc[0]
-        low, high = only[f"{column}_low"], only[f"{column}_high"]
-    return {"repeats": repeats, "mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4)}
+    if f"{column}_low" in rows and rows["fold"].nunique() == 1:
+        own_low, own_high = rows[f"{column}_low"].mean(), rows[f"{column}_high"].mean()
+        low, high = np.fmin(low, own_low), np.fmax(high, own_high)
+    return {"repeats": len(rows), "mean": mean, "low": low, "high": high}
 
 
 def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
@@ -114,36 +130,42 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
 
 
 def summary(table: pd.DataFrame, part: str) -> str:
-    """Return one part of the study as a table of Markdown, a line for each entry and value."""
+    """Return a part of the study as a table of Markdown, a line for each entry and value; empty if none ran."""
     rows = table[table["part"] == part]
-    columns = {"validation_accuracy": "validation"} | FIGURES
-    columns = {column: name for column, name in columns.items() if column in rows and rows[column].notna().any()}
-    lines = [
-        f"| experiment | runs | size | epochs | cut | {' | '.join(columns.values())} |",
-        f"|{'---|' * (5 + len(columns))}",
-    ]
-    for name, runs in rows.groupby(_line_name(rows), sort=False):
-        finished = runs[runs["state"] == "success"]
-        cells = []
-        for column in columns:
-            mean, low, high = mean_interval(finished[column])
-            spread = "" if np.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]"
-            cells.append("" if np.isnan(mean) else f"{100 * mean:.1f}%{spread}")
-        first = runs.iloc[0]
+    auto = rows["overrides"].str.contains(
+        '"train.lr": "auto"', regex=False
+    )  # elsewhere the suggestion is not used
+    rows = rows.assign(suggested_lr=rows["suggested_lr"].where(auto))
+    figures = {"validation_accuracy": "validation"} | FIGURES
+    figures = {column: name for column, name in figures.items() if column in rows and rows[column].notna().any()}
+    notes = {"cut": "cut", "seed_found": "the seed found", "suggested_lr": "suggested rate"}
+    notes = {column: name for column, name in notes.items() if rows[column].replace("", np.nan).any()}
+    header = ["experiment", "runs", "size", "epochs", *notes.values(), *figures.values()]
+    lines = []
+    for name, runs in rows.groupby(rows["entry"].where(rows["repeated"], rows["name"]), sort=False):
+        finished, first = runs[runs["state"] == "success"], runs.iloc[0]
         count = f"{len(finished)}" + (f", {len(runs) - len(finished)} failed" if len(runs) > len(finished) else "")
-        described = f"{name} | {count} | {first['size']} | {first['epochs']} | {first['cut']}"
-        lines.append(f"| {described} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        said = ["" if pd.isna(first[column]) else str(first[column]) for column in ("size", "epochs", *notes)]
+        cells = (figure_of(finished, column) for column in figures)
+        shares = (interval_text(cell["mean"], cell["low"], cell["high"]) for cell in cells)
+        lines.append([name, count, *said, *shares])
+    return markdown(header, lines) if lines else ""
 
 
-def _line_name(rows: pd.DataFrame) -> pd.Series:
-    """Seeds and folds of an entry share a line; values that are compared have one each."""
-    repeated = rows["name"].str.contains(r"-(?:seed|fold)-\d+$")
-    return rows["entry"].where(repeated, rows["name"])
+def class_table(table: pd.DataFrame) -> str:
+    """Return the ladder's sensitivities as a table of Markdown, a line for each network and rung."""
+    rungs = ladder(table)
+    rungs = rungs[~rungs["measured_on"].isin(FIGURES.values())]
+    classes = list(dict.fromkeys(rungs["measured_on"]))
+    lines = [
+        [model, rung, *(interval_text(*own.loc[name, ["mean", "low", "high"]]) for name in classes)]
+        for (model, rung), own in rungs.set_index("measured_on").groupby(["model", "rung"], sort=False)
+    ]
+    return markdown(["network", "rung", *classes], lines) if lines else ""
 
 
-def fill_page(page: str, table: pd.DataFrame) -> str:
+def fill_page(page: str, table: pd.DataFrame, parts: Iterable[str]) -> str:
     """Put each part's table between its marks, such as ``<!-- ladder -->`` and ``<!-- /ladder -->``."""
-    for part in table["part"].unique():
+    for part in parts:
         page = fill(page, part, summary(table, part))
-    return page
+    return fill(page, "ladder-classes", class_table(table))

@@ -72,7 +72,7 @@ def main() -> None:
     for layer in layers:
         maps = saliency.gradcam(model, layer, batches)
         places = explanation.measure_places(tested, maps, masks, 2, params.explain.seed)
-        borders = explanation.measure_borders(tested, maps, size, params.explain.border)
+        borders = explanation.measure_borders(tested, maps, size, params.explain.border, 2, params.explain.seed)
         fallen = [100 * scores[layer] for scores in shuffled]
         lines.append(
             [

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 import braintumor
-from braintumor.deployed import BLOCKS, Describer, run_batches
+from braintumor.deployed import SEEN, Describer, run_batches
 from braintumor.device import processor
 from braintumor.images import resize_square, to_grey
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks
@@ -61,14 +61,13 @@ def distances(
     logits: dict[str, np.ndarray], features: dict[str, np.ndarray], labels: np.ndarray
 ) -> dict[str, dict[str, np.ndarray]]:
     """Say how new each set's images are, by each method; more is newer."""
-    blocks = BLOCKS**2
 
     def mahalanobis(part: slice) -> dict[str, np.ndarray]:
         own = {name: values[:, part] for name, values in features.items()}
         novelty = fit_novelty(own[TRAIN], labels, own[VALIDATION], 0.02)
         return {name: novelty(torch.tensor(values)).numpy() for name, values in own.items()}
 
-    unit = {name: values[:, :-blocks] for name, values in features.items()}
+    unit = {name: values[:, :-SEEN] for name, values in features.items()}
     unit = {name: values / np.linalg.norm(values, axis=1, keepdims=True) for name, values in unit.items()}
     neighbours = NearestNeighbors(n_neighbors=10).fit(unit[TRAIN])
     return {
@@ -76,8 +75,8 @@ def distances(
         "10th nearest neighbour, network's features": {
             name: neighbours.kneighbors(values)[0][:, -1] for name, values in unit.items()
         },
-        "Mahalanobis, network's features": mahalanobis(slice(None, -blocks)),
-        "Mahalanobis, block means": mahalanobis(slice(-blocks, None)),
+        "Mahalanobis, network's features": mahalanobis(slice(None, -SEEN)),
+        "Mahalanobis, grey values": mahalanobis(slice(-SEEN, None)),
         "**Mahalanobis, both**": mahalanobis(slice(None)),
     }
 

@@ -10,6 +10,7 @@ import argparse
 import io
 import json
 import sys
+from pathlib import Path
 
 import dvc.api
 import pandas as pd
@@ -50,15 +51,15 @@ LADDER = {
 
 
 class Run:
-    """The files of a run: of the checkout, or of a revision that DVC knows."""
+    """The files of a run: of the checkout or another folder, or of a revision that DVC knows."""
 
-    def __init__(self, revision: str | None = None) -> None:
-        self.revision = revision
+    def __init__(self, revision: str | None = None, folder: Path = PROJECT) -> None:
+        self.revision, self.folder = revision, folder
 
     def text(self, path: str) -> str:
         """Read a file of the run."""
         if self.revision is None:
-            return (PROJECT / path).read_text(encoding="utf-8")
+            return (self.folder / path).read_text(encoding="utf-8")
         return dvc.api.read(path, repo=str(PROJECT), rev=self.revision, encoding="utf-8")
 
     def scores(self, name: str) -> dict:
@@ -172,26 +173,34 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     }
 
 
-def where_tables(run: Run) -> dict[str, str]:
-    """Return the tables of how well Grad-CAM finds the tumours, also while the weights are shuffled."""
+def where_tables(run: Run, name: str = "") -> dict[str, str]:
+    """Return the tables of how well Grad-CAM finds the tumours, also while the weights are shuffled.
+
+    Parameters
+    ----------
+    run : Run
+        Where tumours are known.
+    name : str
+        What the marks begin with.
+    """
     scores = run.scores("explain")
-    names = [name.removeprefix("located_") for name in scores if name.startswith("located_")]
-    rows = []
-    for name in ("", *(f"_{name}" for name in names)):
-        border = scores.get(f"border_share{name}")
-        rows.append(
-            [
-                name.removeprefix("_") or "all",
-                str(scores[f"located{name}"]),
-                with_interval(scores, f"pointing{name}"),
-                number_with_interval(scores, f"overlap{name}"),
-                ABSENT if border is None else percent(border),
-            ]
-        )
+    parts = ["", *(key.removeprefix("located") for key in scores if key.startswith("located_"))]
+    rows = [
+        [
+            part.removeprefix("_") or "all",
+            str(scores[f"located{part}"]),
+            with_interval(scores, f"pointing{part}"),
+            number_with_interval(scores, f"overlap{part}"),
+            with_interval(scores, f"border_share{part}"),
+        ]
+        for part in parts
+    ]
     dot, even = "*a dot, a disc in the middle of the image*", "*a map that is the same everywhere*"
     area = scores["tumour_area"]
     rows.append([dot, "", percent(scores["pointing_centre"]), f"{scores['overlap_centre']:.3f}", ""])
     rows.append([even, "", percent(area), f"{area:.3f}", percent(scores["border_share_even"])])
+    noise = percent(scores["pointing_shuffled"]), f"{scores['overlap_shuffled']:.3f}"
+    rows.append(["*the network, all weights shuffled*", "", *noise, ""])
     falling = pd.read_csv(io.StringIO(run.text("plots/randomisation.csv")))
     shuffled = [
         [
@@ -204,8 +213,8 @@ def where_tables(run: Run) -> dict[str, str]:
         for row in falling.to_dict("records")
     ]
     return {
-        "where": table(["maps", "with a box", "pointing game", "overlap", "border share"], rows),
-        "shuffled": table(
+        f"{name}where": table(["maps", "tumour known", "pointing game", "overlap", "border share"], rows),
+        f"{name}shuffled": table(
             ["layers shuffled", "the last of them", "likeness", "pointing game", "overlap"], shuffled
         ),
     }
@@ -248,8 +257,11 @@ def main() -> None:
     )
     parser.add_argument("--official", metavar="NAME", help="experiment with split.protocol=official")
     parser.add_argument("--where", metavar="NAME", help="experiment with explain.boxes")
+    parser.add_argument("--demo", action="store_true", help="the tables of `make demo`, which has run")
     arguments = parser.parse_args()
     tables = run_tables(Run()) | {"ladder": ladder_table()}
+    if arguments.demo:
+        tables |= where_tables(Run(folder=PROJECT / "demo"), "phantoms-")
     for name, make in (
         (arguments.official, lambda run: two_columns(Run(), run)),
         (arguments.where, where_tables),

@@ -52,7 +52,7 @@ def main(
     size = described.preprocess["size"]
     located, masks = locate(explain.boxes, raw, tested, described)
     scores = {"images": len(tested), "cells": maps[0].size}
-    scores |= explanation.measure_borders(tested, maps, size, explain.border)
+    scores |= explanation.measure_borders(tested, maps, size, explain.border, explain.resamples, explain.seed)
     if masks is not None:
         of_located = tested.iloc[located], maps[located], masks
         scores |= explanation.measure_places(*of_located, explain.resamples, explain.seed)

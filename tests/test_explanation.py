@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from braintumor import explanation
+from braintumor.figures import dropout_sums
 from braintumor.scores import wilson_interval
 from tests.test_saliency import batches, square
 
@@ -124,3 +125,11 @@ def test_without_masks_only_the_likeness_is_measured():
         network([[1.0, 2.0]] * 2), "0", batches(np.ones((2, 4, 4)), [0, 0]), None, 1, 0
     )
     assert falling.columns.tolist() == ["shuffled", "layer", "likeness"]
+
+
+@pytest.mark.parametrize("p", [0, 0.2, 0.5])
+def test_the_dropout_that_is_set_is_drawn_and_named(p):
+    titles = [axis.get_title() for axis in dropout_sums(p, seed=0).axes]
+    assert [title.split(":")[0] for title in titles if "the one set" in title] == [f"p = {p:g}, the one set"]
+    assert len(titles) == (4 if p == 0.5 else 5)
+    assert ("mean 6.60, deviation 0.00" in titles[0]) == (p == 0)

@@ -5,7 +5,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 from sklearn.covariance import LedoitWolf
 
-from braintumor.deployed import Describer
+from braintumor.deployed import SEEN, Describer, describe_image
 from braintumor.models import Architecture
 from braintumor.novelty import (
     fit_novelty,
@@ -60,12 +60,15 @@ def test_shuffled_blocks_are_the_same_blocks_elsewhere():
     assert (shuffled_blocks(squares, seed=2) != shuffled).any()
 
 
-def test_noise_is_uniform_and_normal():
+def test_noise_is_of_five_kinds():
     squares = noise_squares(11, 64, 0.5, 0.1, seed=0)
     assert squares.shape == (11, 64, 64) and squares.dtype == np.uint8
-    assert squares[:5].std() / 255 == pytest.approx(12**-0.5, abs=0.005)
-    assert squares[5:].mean() / 255 == pytest.approx(0.5, abs=0.005)
-    assert squares[5:].std() / 255 == pytest.approx(0.1, abs=0.005)
+    uniform, normal, dark, disc, even = (squares[kind::5] / 255 for kind in range(5))
+    assert uniform.std() == pytest.approx(12**-0.5, abs=0.005)
+    assert (normal.mean(), normal.std()) == (pytest.approx(0.5, abs=0.005), pytest.approx(0.1, abs=0.005))
+    assert dark.mean() == pytest.approx(0.02 * np.sqrt(np.pi / 2), abs=0.001)
+    assert disc[:, 0, 0].max() == 0 and (disc > 0).mean() == pytest.approx(np.pi * 0.4**2, abs=0.02)
+    assert [image.std() for image in even] == [0, 0] and [image.max() for image in even] == [0, 1]
 
 
 def test_phantoms_are_preprocessed_like_the_rest():
@@ -83,6 +86,18 @@ def test_scores_are_areas_and_shares():
     }
 
 
+def test_an_image_is_described_by_its_grey_values_and_those_beside_them():
+    image = np.zeros((16, 16))
+    image[4, 5] = 1  # 1 from four neighbours, two of which are the ones that it is compared with itself
+    black, dot = describe_image(torch.tensor(np.stack([np.zeros((16, 16)), image])[:, None])).numpy()
+    assert black == pytest.approx([np.log(1 / 255)] * 3 + [0] * 67)
+    mean, deviation, rough = 1 / 256, image.std(), 4 / 256
+    assert dot[:3] == pytest.approx(np.log(np.array([mean, deviation, rough]) + 1 / 255))
+    # The differences stand with the upper or left pixel of the two: (4, 5) twice, (3, 5) and (4, 4).
+    assert dot[3:6] == pytest.approx([rough, rough / (deviation + 1 / 255), 3 / 4])
+    assert dot[6:].reshape(8, 8)[2, 2] == pytest.approx(1 / 4) and dot[6:].sum() == pytest.approx(1 / 4)
+
+
 @pytest.mark.parametrize("name", ["resnet", "cnn2", "torchvision/squeezenet1_1", "torchvision/vit_b_16"])
 def test_a_describer_gives_the_networks_logits_and_what_its_last_layer_was_given(name):
     torch.manual_seed(0)
@@ -93,11 +108,10 @@ def test_a_describer_gives_the_networks_logits_and_what_its_last_layer_was_given
         logits, features = describer(squares)
         expected = model((squares / 255 - 0.2) / 0.3)
     assert logits.numpy() == pytest.approx(expected.numpy(), abs=1e-5)
-    means = squares.reshape(2, 8, 8, 8, 8).float().mean(dim=(2, 4)) / 255
-    assert features[:, -64:].numpy() == pytest.approx(means.reshape(2, 64).numpy(), abs=1e-6)
+    assert features[:, -SEEN:].numpy() == pytest.approx(describe_image(squares / 255).numpy(), abs=1e-6)
     last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)][-1]
     if isinstance(last, torch.nn.Linear):
-        again = last(features[:, :-64])
+        again = last(features[:, :-SEEN])
         assert again.detach().numpy() == pytest.approx(logits.numpy(), abs=1e-5)
     else:
-        assert features.shape == (2, last.in_channels + 64)
+        assert features.shape == (2, last.in_channels + SEEN)

@@ -187,7 +187,10 @@ def test_an_array_that_is_no_image_is_an_error(folder, image):
 def test_what_the_model_was_not_made_for_has_no_class(folder, model):
     predictor = braintumor.load(model)
     rng = np.random.default_rng(2)
-    for image in (rng.integers(0, 256, (60, 80), np.uint8), np.full((60, 80), 255, np.uint8)):
+    inside = np.pad(rng.integers(0, 256, (40, 50), np.uint8), ((10, 10), (15, 15)))
+    dark = rng.normal(8, 3, (60, 80)).clip(0, 255).astype(np.uint8)
+    even = (np.full((60, 80), grey, np.uint8) for grey in (0, 5, 255))
+    for image in (rng.integers(0, 256, (60, 80), np.uint8), inside, dark, *even):
         said = predictor.predict(image)
         assert said.unlike_training and said.novelty > 1
         assert said.label is None and said.probability is None and said.probabilities is None
@@ -282,6 +285,11 @@ def test_a_folder_is_read_at_any_depth_without_what_is_no_scan(folder, tmp_path,
     (tmp_path / "labels.csv").write_text("hello")
     said = json.loads(run(folder, tmp_path, "--json")[0])
     assert [one["image"] for one in said] == [f"{tmp_path}/{name}" for name in ("0.png", "a/1.png", "b/2.png")]
+    # A pattern may match folders, and files in them once more.
+    names = [f"{tmp_path}/{name}" for name in ("a/1.png", "b/2.png")]
+    for pattern in ("[ab]", "[ab]/**"):
+        said = json.loads(run(folder, tmp_path / pattern, "--json")[0])
+        assert [one["image"] for one in said] == names
 
 
 def test_overlays_lie_over_what_speaks_for_the_class(folder, tmp_path, run):

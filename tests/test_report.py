@@ -197,6 +197,10 @@ def test_the_gallery_is_filtered_and_sorted(opened, finished):
     assert shown.count() == (wrong["class"] == name).sum() > 0
     assert page.inner_text("#shown") == f"{shown.count()} of {len(wrong)} images"
     page.select_option("#by-class", "")
+    called = wrong["prediction"].iloc[0]
+    page.select_option("#by-prediction", called)
+    assert shown.count() == (wrong["prediction"] == called).sum() > 0
+    page.select_option("#by-prediction", "")
     page.select_option("#order", "-confidence")
     certainty = page.eval_on_selector_all("#gallery li", "all => all.map(one => Number(one.dataset.confidence))")
     assert certainty == sorted(certainty) and len(set(certainty)) > 1
@@ -208,10 +212,10 @@ def test_the_gallery_is_filtered_and_sorted(opened, finished):
 
 
 @needs_chromium
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_screen_reader_meets_nothing_serious(opened, scheme):
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
+def test_a_screen_reader_meets_nothing_serious(opened, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
-    violations = Axe().run(opened(1440, scheme)).response["violations"]
+    violations = Axe().run(opened(width, scheme)).response["violations"]
     serious = [one for one in violations if one["impact"] in ("serious", "critical")]
     assert [(one["id"], one["nodes"][0]["html"]) for one in serious] == []

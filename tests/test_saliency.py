@@ -136,13 +136,14 @@ def only(part):
 
 def test_a_network_that_only_looks_at_the_border_is_caught():
     images = np.random.default_rng(0).integers(1, 255, (6, 20, 20))
-    table = pd.DataFrame({"class": ["a", "b"] * 3, "prediction": "b"})
+    table = pd.DataFrame({"class": ["a", "b"] * 3, "prediction": "b", "group": range(6)})
     inner = square((2, 2, 18, 18), size=20)[0]
     shares = {}
     for name, part in (("border", ~inner), ("centre", inner), ("all", np.ones((20, 20), bool))):
         maps = saliency.gradcam(only(part), "0", batches(images, [1] * 6))
-        shares[name] = measure_borders(table, maps, 20, 0.1)
+        shares[name] = measure_borders(table, maps, 20, 0.1, 20, seed=0)
     assert shares["border"]["border_share"] == shares["border"]["border_share_a"] == 1
+    assert shares["border"]["border_share_low"] == shares["border"]["border_share_high"] == 1
     assert shares["centre"]["border_share"] == 0
     assert shares["all"]["border_share"] == pytest.approx(shares["all"]["border_share_even"], abs=0.03)
     assert shares["border"]["border_share_even"] == pytest.approx(0.36)

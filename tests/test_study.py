@@ -17,6 +17,7 @@ from braintumor.errors import UserError
 from braintumor.tables import write_table
 from tests.conftest import PROJECT
 
+PAGE = "<!-- ladder -->\n<!-- /ladder -->\n<!-- ladder-classes -->\n<!-- /ladder-classes -->\n"
 CONTENT = yaml.safe_load((PROJECT / "params.yaml").read_text())
 
 
@@ -102,6 +103,10 @@ def make_table(accuracies, **columns):
         {
             "part": "ladder",
             "entry": "x",
+            "repeated": True,
+            "seed_found": "",
+            "overrides": "{}",
+            "suggested_lr": 0.1,
             "name": f"x-fold-{i}",
             "state": "success",
             "cut": "none",
@@ -142,7 +147,7 @@ def test_the_table_goes_on_from_its_file_with_empty_scores_and_any_commit(tmp_pa
     assert rows["reason"].tolist() == ["", ""]
     again = pd.DataFrame(rows.to_dict("records"))
     assert study_tables.ladder(again).equals(study_tables.ladder(table))
-    assert study_tables.summary(again, "ladder") == study_tables.summary(table, "ladder")
+    assert study_tables.fill_page(PAGE, again, ["ladder"]) == study_tables.fill_page(PAGE, table, ["ladder"])
 
 
 def test_the_committed_rows_make_the_committed_ladder():
@@ -164,11 +169,52 @@ def test_one_row_has_its_own_interval_and_baselines_their_own_line():
 
 
 def test_values_that_are_compared_have_a_line_each_and_repetitions_share_one():
-    table = pd.concat([make_table([0.5, 0.7]), make_table([0.8]).assign(name="x-dropout-0.1")])
+    """Folds are compared as well where each tests the other source."""
+    compared = make_table([0.8, 0.6], repeated=False, accuracy_low=0.5, accuracy_high=0.9)
+    table = pd.concat([make_table([0.5, 0.7], entry="y"), compared])
     lines = study_tables.summary(table, "ladder").splitlines()[2:]
-    assert len(lines) == 2
-    assert lines[0].startswith("| x | 2 | 8 | 2 | none | 60.0% [")
-    assert lines[1] == "| x-dropout-0.1 | 1 | 8 | 2 | none | 80.0% |"
+    assert len(lines) == 3
+    assert lines[0].startswith("| y | 2 | 8 | 2 | none | 60.0% [")
+    assert lines[1] == "| x-fold-0 | 1 | 8 | 2 | none | 80.0% [50.0, 90.0] |"
+    assert lines[2] == "| x-fold-1 | 1 | 8 | 2 | none | 60.0% [50.0, 90.0] |"
+
+
+def test_the_sources_two_folds_are_two_experiments_and_no_repetition():
+    rows = study.read_study(PROJECT / "study.yaml", CONTENT)
+    assert {row.repeated for row in rows if row.part == "sources"} == {False}
+    assert {row.repeated for row in rows if row.part == "ladder"} == {True}
+
+
+def test_what_the_seed_found_and_the_suggested_rate_stand_beside_the_figures():
+    table = make_table([0.7], seed_found="validation 0.71", overrides='{"train.lr": "auto"}')
+    header, _, line = study_tables.summary(table, "ladder").splitlines()
+    assert "| the seed found | suggested rate |" in header and "| validation 0.71 | 0.1 |" in line
+    plain = study_tables.summary(make_table([0.7]), "ladder")
+    assert "the seed found" not in plain and "suggested rate" not in plain
+    assert study_tables.summary(table, "sources") == ""
+
+
+def test_seeds_share_their_test_images_so_their_interval_is_at_least_one_runs_own():
+    runs = make_table([0.9, 0.9], fold=0).assign(accuracy_low=[0.88, 0.86], accuracy_high=[0.92, 0.94])
+    figure = study_tables.figure_of(runs, "accuracy")
+    assert figure == pytest.approx({"repeats": 2, "mean": 0.9, "low": 0.87, "high": 0.93})
+    apart = study_tables.figure_of(runs.assign(accuracy=[0.8, 1.0]), "accuracy")
+    assert (apart["low"], apart["high"]) == (0, 1)  # Student's interval is wider
+    assert study_tables.figure_of(runs.assign(fold=[0, 1]), "accuracy")["low"] == 0.9
+
+
+def test_baselines_of_one_test_set_count_once_however_many_seeds_there_are():
+    runs = make_table(
+        [0.9, 0.92], fold=0, baseline_accuracy_size=0.6,
+        baseline_accuracy_size_low=0.55, baseline_accuracy_size_high=0.65,
+    )  # fmt: skip
+    line = study_tables.ladder(runs).set_index("model").loc["baseline size"]
+    assert line[["repeats", "low", "high"]].tolist() == [1, 0.55, 0.65]
+
+
+def test_the_ladder_is_told_by_class():
+    runs = make_table([0.9], sensitivity_glioma=0.8, sensitivity_glioma_low=0.7, sensitivity_glioma_high=0.85)
+    assert study_tables.class_table(runs).splitlines()[2] == "| resnet | grouped by patient | 80.0% [70.0, 85.0] |"
 
 
 def test_the_reason_of_a_failure_is_the_stages_own_word(tmp_path):
