@@ -31,10 +31,6 @@ SEED_PARAMS = {
 }  # fmt: skip
 
 
-# What a training to 93% in the seed's protocol changes in the recipe of params.yaml.
-SHORT = {"epochs": 12, "averaging": 0.98}
-
-
 @dataclass(frozen=True)
 class Effort:
     """How much is measured."""
@@ -45,7 +41,6 @@ class Effort:
     steps: tuple[int, int] = (6, 2)  # of the default network and of cnn3 in a turn; on a GPU twenty times
     sizes: tuple[int | None, int] = (None, 256)  # sides of their images; None for that in params.yaml
     train: dict[str, object] = field(default_factory=dict)  # changes to the params of both
-    short: dict[str, object] = field(default_factory=lambda: SHORT)  # changes to the recipe for 93%
     matrices: tuple[int, ...] = (512, 1024, 2048, 4096)
     gpu_matrices: tuple[int, ...] = (8192, 16384)
     compiles: bool = True
@@ -59,8 +54,14 @@ QUICK = Effort(
     turn=0.0,
     steps=(1, 1),
     sizes=(32, 32),
-    train={"batch_size": 4, "channels": [4, 8], "device": "cpu", "precision": "float32", "threads": 1},
-    short={"epochs": 1},
+    train={
+        "batch_size": 4,
+        "channels": [4, 8],
+        "epochs": 1,
+        "device": "cpu",
+        "precision": "float32",
+        "threads": 1,
+    },
     matrices=(64,),
     compiles=False,
     rows=100,

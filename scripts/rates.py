@@ -8,7 +8,7 @@ import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,8 @@ def make_training(model: nn.Module, images: np.ndarray, batch: int, precision: t
     """Make a training of the project's own recipe on all images but two, which validate."""
     rows, labels = np.arange(len(images)), np.arange(len(images)) % 4
     sets = [Batches(images, part, labels[part], batch, 0.5, 0.2, CPU) for part in (rows[:-2], rows[-2:])]
-    return Training(model, *sets, pick(Augmentation, p.train), pick(Recipe, p.train), precision)
+    recipe = replace(pick(Recipe, p.train), lr=0.1)  # any: train.lr may be auto
+    return Training(model, *sets, pick(Augmentation, p.train), recipe, precision)
 
 
 def count_step(make_model: Callable[[], nn.Module], size: int, batches: tuple[int, int], params: Params) -> Step:

@@ -29,7 +29,7 @@ from scripts.demo import PROJECT
 from scripts.rates import Step
 from stages import workers
 
-# Nothing here is measured: each is a data sheet's, or a guess that says so.
+# But for the speed in small steps nothing here is measured: each is a data sheet's, or a guess that says so.
 H100 = "[H100 data sheet](https://www.nvidia.com/en-us/data-center/h100/)"
 A100 = "[A100 data sheet](https://www.nvidia.com/en-us/data-center/a100/)"
 RESNET50 = "[NVIDIA](https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/ConvNets)"

@@ -27,8 +27,9 @@ COLUMNS = [
     "epochs", "seconds", "device", "commit",
 ]  # fmt: skip
 KEY = COLUMNS[:4]
-# The stages that a row's scores depend on, and their params.
-STAGES = "audit", "preprocess", "split", "train"
+# The stages whose code a row's scores depend on, and the sections of the params.
+STAGES = "download", "audit", "preprocess", "split", "train"
+SECTIONS = "data", "audit", "preprocess", "split", "train"
 
 
 def wanted(seed: int) -> list[tuple[str, str, int, int]]:
@@ -115,14 +116,19 @@ def code() -> list[str]:
 def settings(text: str) -> dict[str, dict]:
     """Return the params that a row's scores depend on."""
     params = yaml.safe_load(text)
-    return {section: params[section] for section in STAGES}
+    return {section: params[section] for section in SECTIONS}
 
 
 def is_current(commit: str) -> bool:
     """Whether nothing that a row's scores depend on has changed since a commit."""
     command = ["git", "diff", "--quiet", commit, "--", *code()]
-    if subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode:
+    code_of = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode
+    if code_of == 1:
         return False
+    if code_of:
+        sys.exit(
+            f"error: {RESULTS} has rows of the commit {commit}, which is not in this clone: get the whole history"
+        )
     now = (PROJECT / "params.yaml").read_text(encoding="utf-8")
     return settings(run("git", "show", f"{commit}:params.yaml")) == settings(now)
 

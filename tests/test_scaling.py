@@ -3,9 +3,10 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
+import yaml
 from torch import nn
 
-from braintumor.params import load_params
+from braintumor.params import load_params, with_overrides
 from scripts import rates, scaling
 from scripts.scaling import A, Design, Step, Work
 from tests.conftest import PROJECT
@@ -141,7 +142,8 @@ def test_a_step_is_counted_as_by_hand():
         layers = nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         return nn.Sequential(OrderedDict(body=nn.Sequential(*layers), head=nn.Linear(4, 4)))
 
-    step = rates.count_step(network, 16, (2, 4), load_params(PROJECT / "params.yaml"))
+    content = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    step = rates.count_step(network, 16, (2, 4), with_overrides(content, {"train.lr": "auto"}))
     # The convolution's products forward and for its weights, the layer's also for its input; two each.
     assert step.image_flops == 2 * 2 * 9 * 4 * 16**2 + 3 * 2 * 4 * 4
     assert step.operations > 50 and step.fixed_bytes > 0

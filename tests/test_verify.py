@@ -14,7 +14,9 @@ from tests.conftest import PROJECT
     ("stage", "new", "after", "verdict", "figures"),
     [
         ("train", "1", {"accuracy": 0.5}, "identical", ""),
-        ("audit", "2", {"accuracy": 0.5}, "different", "out"),
+        ("split", "2", {"accuracy": 0.5}, "different", "out"),
+        ("audit", "2", {"accuracy": 0.5}, "within tolerance", "out"),
+        ("audit", "2", {"accuracy": 0.501}, "different", "out"),
         ("evaluate", "2", {"accuracy": 0.519}, "within tolerance", "accuracy 0.5 -> 0.519"),
         ("evaluate", "2", {"accuracy": 0.47}, "different", "accuracy 0.5 -> 0.47"),
         ("evaluate", "2", {"precision": 0.5}, "different", "accuracy missing"),
@@ -34,6 +36,24 @@ def test_hashes_come_first_and_then_shares_by_tolerance(stage, new, after, verdi
 )
 def test_a_stage_without_figures_is_as_far_off_as_what_it_comes_from(earlier, verdict):
     assert verify.judge("report", {"page": "1"}, {"page": "2"}, {}, {}, earlier) == (verdict, "page")
+
+
+@pytest.mark.parametrize(
+    ("rate", "verdict"), [(0.02, "within tolerance"), (0.03, "different"), (0.004, "different")]
+)
+def test_a_suggested_rate_is_judged_by_a_factor(rate, verdict):
+    rates = {"suggested_lr": 0.01}, {"suggested_lr": rate}
+    judged = verify.judge("lr_range", {"o": "1"}, {"o": "2"}, *rates, {"identical"})
+    assert judged == (verdict, f"suggested_lr 0.01 -> {rate}")
+
+
+def test_headlines_come_before_parts_and_middles_before_bounds():
+    before = {"accuracy": 0.9, "sensitivity_a": 0.9, "accuracy_low": 0.8}
+    after = {"accuracy": 0.91, "sensitivity_a": 0.5, "accuracy_low": 0.5}
+    judged = verify.judge("evaluate", {"o": "1"}, {"o": "2"}, before, after, set())
+    assert judged == ("within tolerance", "accuracy 0.9 -> 0.91")
+    del before["accuracy"]
+    assert verify.judge("evaluate", {"o": "1"}, {"o": "2"}, before, after, set())[0] == "different"
 
 
 def test_times_counts_and_losses_are_not_judged():
