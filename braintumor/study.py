@@ -245,11 +245,11 @@ def read_records(names: set[str]) -> list[Record]:
 
 
 def read_reason(log: str | None, code: int | None) -> str:
-    """Return the line of a failed experiment's log that says why."""
+    """Return the line of a failed experiment's log that says why, without the name of a home folder."""
     lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines() if log else []
     said = [line for line in lines if line.lower().startswith("error: ")]
     if said:
-        return said[0][len("error: ") :]
+        return said[0][len("error: ") :].replace(str(Path.home()), "~")
     return f"killed, or failed without a word (exit status {code})"
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -221,6 +222,8 @@ def test_the_reason_of_a_failure_is_the_stages_own_word(tmp_path):
     log = tmp_path / "log"
     log.write_text("Running stage 'train':\nerror: train.lr: too high\nERROR: failed to reproduce 'train'\n")
     assert study.read_reason(str(log), 1) == "train.lr: too high"
+    log.write_text(f"error: put it at {Path.home()}/weights\n")
+    assert study.read_reason(str(log), 1) == "put it at ~/weights"
     log.write_text("Running stage 'train':\n")
     assert study.read_reason(str(log), -9) == "killed, or failed without a word (exit status -9)"
     assert "exit status None" in study.read_reason(None, None)
