@@ -138,6 +138,10 @@ def summary(table: pd.DataFrame, part: str) -> str:
     rows = rows.assign(suggested_lr=rows["suggested_lr"].where(auto))
     figures = {"validation_accuracy": "validation"} | FIGURES
     figures = {column: name for column, name in figures.items() if column in rows and rows[column].notna().any()}
+    # Where all test images are new, these parts of them are all.
+    for column in ("accuracy_copy_free", "accuracy_patient_free"):
+        if column in figures and rows[column].equals(rows["accuracy"]):
+            del figures[column]
     notes = {"cut": "cut", "seed_found": "the seed found", "suggested_lr": "suggested rate"}
     notes = {column: name for column, name in notes.items() if rows[column].replace("", np.nan).any()}
     header = ["experiment", "runs", "size", "epochs", *notes.values(), *figures.values()]

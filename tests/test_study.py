@@ -180,6 +180,12 @@ def test_values_that_are_compared_have_a_line_each_and_repetitions_share_one():
     assert lines[2] == "| x-fold-1 | 1 | 8 | 2 | none | 60.0% [50.0, 90.0] |"
 
 
+def test_parts_that_are_all_test_images_have_no_column():
+    table = make_table([0.5, 0.7]).assign(accuracy_copy_free=[0.5, 0.7], accuracy_patient_free=[0.5, 0.6])
+    header = study_tables.summary(table, "ladder").splitlines()[0]
+    assert "without a copy" not in header and "of nobody seen" in header
+
+
 def test_the_sources_two_folds_are_two_experiments_and_no_repetition():
     rows = study.read_study(PROJECT / "study.yaml", CONTENT)
     assert {row.repeated for row in rows if row.part == "sources"} == {False}
