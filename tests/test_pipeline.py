@@ -324,7 +324,10 @@ def make_folder(target, folders, n=12):
 
 @pytest.mark.parametrize(
     ("folders", "protocol", "patients"),
-    [(["."], "grouped", "data/raw/patients.csv"), (["Training", "Testing"], "copy_free", None)],
+    [
+        pytest.param(["."], "grouped", "data/raw/patients.csv", marks=pytest.mark.slow),  # all stages
+        (["Training", "Testing"], "copy_free", None),
+    ],
 )
 def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(
     checkout, tmp_path, folders, protocol, patients
