@@ -62,18 +62,18 @@ def find_scans(place: str) -> list[Path]:
         If there are none.
     """
     path = Path(place)
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and is_scan(file)]
-        if not found:
-            raise UserError(f"{place}: has no scan in it")
-        return found
     # A file whose name looks like a pattern is a file.
-    if path.exists():
-        return [path]
-    found = [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
+    found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
     if not found:
         raise UserError(f"{place}: no such file")
-    files = [scan for match in found for scan in (find_scans(str(match)) if match.is_dir() else [match])]
+    files = []
+    for match in found:
+        if match.is_dir():
+            files += [file for file in sorted(match.rglob("*")) if file.is_file() and is_scan(file)]
+        else:
+            files.append(match)
+    if not files:
+        raise UserError(f"{place}: has no scan in it")
     return list(dict.fromkeys(files))  # `**` matches a folder and what is in it
 
 

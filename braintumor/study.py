@@ -336,11 +336,11 @@ class Study:
             put_off = {row.name for row in self.rows("queued") if row.part not in parts}
             tasks |= put_off
             self.records = {name: record for name, record in self.records.items() if name not in put_off}
-        for name in sorted(tasks):
-            dvc("queue", "remove", name)
         # What ended at other commits stays; at this one two experiments cannot have the same name.
-        for name in sorted({r.name for r in self.stale if r.state == "success" and r.commit == head}):
-            dvc("exp", "remove", name)
+        finished = {r.name for r in self.stale if r.state == "success" and r.commit == head}
+        for kind, names in (("queue", tasks), ("exp", finished)):
+            if names:
+                dvc(kind, "remove", *sorted(names))
         for row in asked:
             overrides = [
                 text for name, value in row.overrides.items() for text in ("-S", f"{name}={json.dumps(value)}")

@@ -66,7 +66,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame with columns rung, model, measured_on, repeats, mean, low, high
         One row for each rung, network and figure that the table has; baselines have their own name as the model.
-        `measured_on` is one of `FIGURES`, or a class: its sensitivity. For low and high see `figure_of`.
+        `measured_on` is one of `FIGURES`, or such as ``sensitivity glioma``. For low and high see `figure_of`.
     """
     rows = table[table["part"].isin(["ladder", "pretrained"]) & (table["state"] == "success")]
     lines = []
@@ -74,7 +74,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
         own = rows[(rows["protocol"] == protocol) & (rows["group_by"] == group_by)]
         for model, repeats in own.groupby("model", sort=False):
             classes = repeats.filter(regex=r"^sensitivity_(?!.*_(low|high)$)")
-            columns = FIGURES | {column: column.removeprefix("sensitivity_") for column in classes}
+            columns = FIGURES | {column: column.replace("_", " ", 1) for column in classes}
             lines += [
                 {"rung": rung, "model": model, "measured_on": name} | figure_of(repeats, column)
                 for column, name in columns.items()
@@ -132,9 +132,8 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
 def summary(table: pd.DataFrame, part: str) -> str:
     """Return a part of the study as a table of Markdown, a line for each entry and value; empty if none ran."""
     rows = table[table["part"] == part]
-    auto = rows["overrides"].str.contains(
-        '"train.lr": "auto"', regex=False
-    )  # elsewhere the suggestion is not used
+    # A suggestion counts where it is taken.
+    auto = rows["overrides"].str.contains('"train.lr": "auto"', regex=False)
     rows = rows.assign(suggested_lr=rows["suggested_lr"].where(auto))
     figures = {"validation_accuracy": "validation"} | FIGURES
     figures = {column: name for column, name in figures.items() if column in rows and rows[column].notna().any()}
@@ -159,13 +158,14 @@ def summary(table: pd.DataFrame, part: str) -> str:
 def class_table(table: pd.DataFrame) -> str:
     """Return the ladder's sensitivities as a table of Markdown, a line for each network and rung."""
     rungs = ladder(table)
-    rungs = rungs[~rungs["measured_on"].isin(FIGURES.values())]
+    rungs = rungs[rungs["measured_on"].str.startswith("sensitivity ")]
     classes = list(dict.fromkeys(rungs["measured_on"]))
     lines = [
         [model, rung, *(interval_text(*own.loc[name, ["mean", "low", "high"]]) for name in classes)]
         for (model, rung), own in rungs.set_index("measured_on").groupby(["model", "rung"], sort=False)
     ]
-    return markdown(["network", "rung", *classes], lines) if lines else ""
+    names = [name.removeprefix("sensitivity ") for name in classes]
+    return markdown(["network", "rung", *names], lines) if lines else ""
 
 
 def fill_page(page: str, table: pd.DataFrame, parts: Iterable[str]) -> str:

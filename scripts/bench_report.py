@@ -279,7 +279,7 @@ def write_switches(found: dict, _: dict) -> str:
 
 One switch at a time is turned in the training as it is: {networks[0]["precision"]}, channels_last, {steps},
 averaged weights, fused {optimizers}. torch.compile with its first turn: {compiling}. The optimizer
-is fused because that is one launch on a GPU; here the three ways differ by less than their rounds do."""
+is fused because that is one launch on a GPU."""
 
 
 def write_memory(found: dict, _: dict) -> str:

@@ -113,8 +113,8 @@ class Work:
     step : Step
     share : float
         Of a card's memory bandwidth that the operations of a step reach.
-    operation : float
-        Seconds that an operation takes on a card at least, however few its images.
+    least : float
+        Seconds that a step takes on a card at least, however few its images: one small operation after another.
     image_bytes, table_bytes : float
         Of an image in images.npy, and of what each process knows of it.
     gradient_bytes : float
@@ -125,7 +125,7 @@ class Work:
 
     step: Step
     share: float
-    operation: float
+    least: float
     image_bytes: float
     table_bytes: float
     gradient_bytes: float
@@ -139,7 +139,7 @@ def card_seconds(images: float, work: Work) -> float:
     step = work.step
     arithmetic = images * step.image_flops / (A["card_flops"] * A["flops_share"])
     memory = (step.fixed_bytes + images * step.image_bytes) / (A["card_bandwidth"] * work.share)
-    return max(arithmetic, memory, step.operations * work.operation)
+    return max(arithmetic, memory, work.least)
 
 
 def all_reduce_seconds(size: float, ranks: int, bandwidth: float) -> float:
@@ -249,7 +249,7 @@ def measure_all() -> tuple[dict[str, float], Work]:
     work = Work(
         step=step,
         share=large.image_bytes * A["a100_resnet50"] / A["a100_bandwidth"],
-        operation=64 / A["small_steps"] / step.operations,
+        least=64 / A["small_steps"],
         image_bytes=size**2,
         table_bytes=r["table_bytes"] + 16,  # a label and a place in the order, both int64
         gradient_bytes=4 * count_parameters(network.build()),
@@ -297,7 +297,7 @@ main memory as page cache | {n(cached[0])} images with one card, {n(cached[1])} 
  on {n(1 / cold)} rows/s a process come from disk, while a card takes {n(1 / card)}
 | announce a step's rows first (`MADV_WILLNEED`: here {n(r["advised"])} rows/s in place of {n(r["disk"])});
  then shards read in sequence and mixed in a buffer (webdataset, ffcv)
-operations too small for a card | below {n(work.step.operations * work.operation / card)} images a step and card
+operations too small for a card | below {n(work.least / card)} images a step and card
 | a larger `train.batch_size`, and `train.lr` tuned again; `train.compile`, which makes one of several
 scores of an epoch, on one core | as long as training itself on {n(card / work.bookkeeping)} cards
 | count the confusion matrix on the cards and sum it
@@ -357,7 +357,7 @@ def report(r: dict[str, float], work: Work, load: float) -> str:
             "preprocess use all cores.\n",
             table(["measured", ""], [list(row) for row in rates.items()]),
             f"Counted: a step of the default network is {step.operations:.0f} operations, of at least "
-            f"{n(1e6 * work.operation)} µs each by the measured steps of 64 images, which move "
+            f"{n(1e6 * work.least / step.operations)} µs each by the measured steps of 64 images, which move "
             f"{n(step.fixed_bytes / 1e6)} MB and {n(step.image_bytes / 1e6)} MB an image; its convolutions and "
             f"products take {n(step.image_flops / 1e9)} GFLOP an image. By the same count, ResNet-50 reached "
             f"{n(100 * work.share)}% of an A100's bandwidth; that share is taken for every card.\n",

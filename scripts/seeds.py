@@ -122,10 +122,10 @@ def settings(text: str) -> dict[str, dict]:
 def is_current(commit: str) -> bool:
     """Whether nothing that a row's scores depend on has changed since a commit."""
     command = ["git", "diff", "--quiet", commit, "--", *code()]
-    code_of = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode
-    if code_of == 1:
+    status = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode
+    if status == 1:
         return False
-    if code_of:
+    if status:
         sys.exit(
             f"error: {RESULTS} has rows of the commit {commit}, which is not in this clone: get the whole history"
         )

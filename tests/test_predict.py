@@ -287,7 +287,8 @@ def test_a_folder_is_read_at_any_depth_without_what_is_no_scan(folder, tmp_path,
     assert [one["image"] for one in said] == [f"{tmp_path}/{name}" for name in ("0.png", "a/1.png", "b/2.png")]
     # A pattern may match folders, and files in them once more.
     names = [f"{tmp_path}/{name}" for name in ("a/1.png", "b/2.png")]
-    for pattern in ("[ab]", "[ab]/**"):
+    (tmp_path / "c").mkdir()  # a folder without a scan takes nothing from the others
+    for pattern in ("[abc]", "[abc]/**"):
         said = json.loads(run(folder, tmp_path / pattern, "--json")[0])
         assert [one["image"] for one in said] == names
 

@@ -15,7 +15,7 @@ STEP = Step(operations=1000, fixed_bytes=0, image_bytes=A["card_bandwidth"] / 1e
 WORK = Work(
     step=STEP,
     share=0.5,
-    operation=1e-9,
+    least=1e-6,
     image_bytes=1e4,
     table_bytes=100,
     gradient_bytes=1e6,
@@ -40,7 +40,7 @@ def test_a_card_is_as_slow_as_its_memory_its_arithmetic_or_its_operations():
     assert scaling.card_seconds(50, replace(WORK, step=a_second_more)) == pytest.approx(1.01)
     arithmetic = replace(STEP, image_flops=A["card_flops"] * A["flops_share"])
     assert scaling.card_seconds(50, replace(WORK, step=arithmetic)) == pytest.approx(50)
-    assert scaling.card_seconds(50, replace(WORK, operation=1e-3)) == pytest.approx(1)
+    assert scaling.card_seconds(50, replace(WORK, least=1)) == pytest.approx(1)
 
 
 def test_an_all_reduce_moves_nearly_twice_the_bytes_and_waits_for_each_hop():
