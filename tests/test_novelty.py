@@ -98,6 +98,26 @@ def test_an_image_is_described_by_its_grey_values_and_those_beside_them():
     assert dot[6:].reshape(8, 8)[2, 2] == pytest.approx(1 / 4) and dot[6:].sum() == pytest.approx(1 / 4)
 
 
+def test_images_of_nothing_are_told_by_how_they_are_described_and_not_by_block_means_alone():
+    rng = np.random.default_rng(0)
+    heads = phantom_squares(60, 48, crop=False, letterbox=False, seed=0)
+    heads = np.rint(heads * rng.uniform(0.3, 1, (len(heads), 1, 1))).astype(np.uint8)  # some are dark
+    rng.shuffle(heads)
+    noise = noise_squares(100, 48, heads.mean() / 255, heads.std() / 255, seed=1)
+    known, held_out, new = (
+        describe_image(torch.tensor(squares)[:, None] / 255).numpy() for squares in (heads[90:], heads[:90], noise)
+    )
+
+    def flagged(part):
+        novelty = fit_novelty(known[:, part], np.zeros(len(known), int), held_out[:, part], 0.02)
+        marked = novelty(torch.tensor(new[:, part])).numpy() > 1
+        return [marked[kind::5].mean() for kind in range(5)]
+
+    assert flagged(slice(None)) == [1, 1, 1, 1, 1]
+    dark = flagged(slice(-64, None))[2]
+    assert dark < 0.5
+
+
 @pytest.mark.parametrize("name", ["resnet", "cnn2", "torchvision/squeezenet1_1", "torchvision/vit_b_16"])
 def test_a_describer_gives_the_networks_logits_and_what_its_last_layer_was_given(name):
     torch.manual_seed(0)
