@@ -136,9 +136,7 @@ def randomisation(table: pd.DataFrame, scores: dict[str, float | int]) -> Figure
 def dropout_sums(p: float, seed: int) -> Figure:
     """Draw how the sum of eleven values, 0.1 to 1.1, is distributed under dropout of several p, the one set too.
 
-    Without dropout there is one bar.
-
-    The mean stays 6.6, the spread grows with p.
+    The mean stays 6.6, the spread grows with p; without dropout there is one bar.
     """
     values = torch.arange(1, 12).repeat(1000, 1) / 10
     ps = sorted({*SEEDS_DROPOUTS, p})
@@ -147,8 +145,7 @@ def dropout_sums(p: float, seed: int) -> Figure:
         torch.manual_seed(seed)
         for axis, each in zip(figure.subplots(len(ps), 1, sharex=True), ps, strict=True):
             sums = F.dropout(values, each).sum(1).numpy()
-            edges = np.arange(0, sums.max() + 0.5, 0.5)
-            axis.hist(sums, edges, color="#e07b39" if each == p else "#4269d0")
+            axis.hist(sums, np.arange(0, sums.max() + 0.5, 0.5), color="#e07b39" if each == p else "#4269d0")
             title = f"p = {each:g}{', the one set' if each == p else ''}: mean {sums.mean():.2f}"
             axis.set(title=f"{title}, deviation {sums.std():.2f}", yticks=[], xlim=(0, 30))
     axis.set_xlabel("sum of the eleven values")

@@ -1,11 +1,23 @@
 """What a run has found, as the report takes it, and how its figures are written."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 ABSENT = "\u2013"
+# Columns of tables of scores that are text, where nothing is missing.
+TEXT = (
+    *("part", "entry", "name", "state", "reason", "cut", "model", "protocol", "group_by", "recipe", "commit"),
+    *("device", "seed_found", "overrides", "class", "value"),
+)
+
+
+def read_scores(file: Path) -> pd.DataFrame:
+    """Read a table of scores: an empty score is missing; a class may be called NA, a commit 12e45678."""
+    table = pd.read_csv(file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
+    return table.fillna({name: "" for name in TEXT if name in table})
 
 
 @dataclass(frozen=True)

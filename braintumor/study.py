@@ -28,7 +28,8 @@ from pydantic import ValidationError
 from braintumor.errors import UserError
 from braintumor.params import Params, load_params, with_overrides
 from braintumor.provenance import git
-from braintumor.study_tables import fill_page, ladder, ladder_figure, read_rows
+from braintumor.results import read_scores
+from braintumor.study_tables import fill_page, ladder, ladder_figure
 from braintumor.tables import write_table
 
 STUDY, PARAMS = Path("study.yaml"), Path("params.yaml")
@@ -299,7 +300,7 @@ class Study:
     def __init__(self, experiments: list[Experiment]) -> None:
         self.experiments = experiments
         self.recipes = {row.name: recipe_of("HEAD", row.overrides) for row in experiments}
-        table = read_rows(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
+        table = read_scores(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
         current = table["recipe"] == table["name"].map(self.recipes)
         finished = table[current & (table["state"] == "success")]
         self.kept = {line["name"]: line for line in finished.to_dict("records")}

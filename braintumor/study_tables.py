@@ -29,17 +29,6 @@ FIGURES = {
     "accuracy_copy_free": "without a copy",
     "accuracy_patient_free": "of nobody seen",
 }
-# Columns of text, where nothing is missing.
-TEXT = (
-    *("part", "entry", "name", "state", "reason", "cut", "model", "protocol", "group_by", "recipe", "commit"),
-    *("device", "seed_found", "overrides"),
-)
-
-
-def read_rows(file: Path) -> pd.DataFrame:
-    """Read a table of experiments, one a row: an empty score is missing, the commit 12e45678 no number."""
-    table = pd.read_csv(file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
-    return table.fillna({name: "" for name in TEXT if name in table})
 
 
 def mean_interval(values: pd.Series) -> tuple[float, float, float]:

@@ -16,7 +16,7 @@ import yaml
 
 from braintumor.pages import fill
 from braintumor.params import load_params
-from braintumor.study_tables import read_rows
+from braintumor.results import read_scores
 from braintumor.tables import write_table
 from scripts.demo import PROJECT
 
@@ -134,7 +134,7 @@ def is_current(commit: str) -> bool:
 
 
 def main() -> None:
-    table = read_rows(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
+    table = read_scores(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
     current = {commit: is_current(str(commit)) for commit in table["commit"].unique()}
     table = table[table["commit"].map(current).astype(bool)].reset_index(drop=True)
     rows = wanted(load_params(PROJECT / "params.yaml").train.seed)

@@ -10,7 +10,7 @@ from braintumor.files import replacing_file
 from braintumor.params import load_params
 from braintumor.provenance import checksum, measured_on, repeating, said, same_recipe
 from braintumor.report import render_report
-from braintumor.results import Results
+from braintumor.results import Results, read_scores
 from braintumor.tables import read_images, read_table
 from stages import run
 
@@ -60,7 +60,7 @@ def main(
         sheets=[(file.stem, file.read_bytes()) for file in sorted(pictures.glob("*.png"))],
         overview=overview.read_bytes(),
         description=json.loads(description.read_text(encoding="utf-8")),
-        seeds=same_recipe(pd.read_csv(seeds, dtype={"commit": str}), params) if seeds.exists() else None,
+        seeds=same_recipe(read_scores(seeds), params) if seeds.exists() else None,
         latency=measured_on(latency, onnx),
         checksums={
             file.as_posix(): checksum(file)
@@ -73,12 +73,6 @@ def main(
         with replacing_file(file) as beside:
             beside.write_text(content, encoding="utf-8")
     print(f"{report} of {report.stat().st_size / 1e6:.1f} MB: open it in a browser")
-
-
-def read_scores(file: Path) -> pd.DataFrame:
-    """Read a table of scores; only an empty cell is missing, a class may be called NA."""
-    text = dict.fromkeys(("class", "value"), str)
-    return pd.read_csv(file, dtype=text, keep_default_na=False, na_values=[""])
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import yaml
 
 from braintumor import study, study_tables
 from braintumor.errors import UserError
+from braintumor.results import read_scores
 from braintumor.tables import write_table
 from tests.conftest import PROJECT
 
@@ -143,7 +144,7 @@ def test_the_table_goes_on_from_its_file_with_empty_scores_and_any_commit(tmp_pa
     file = tmp_path / "study.csv"
     table = make_table([0.9, 0.94], accuracy_copied=np.nan, commit="12e4567890", reason="")
     write_table(table, file)
-    rows = study_tables.read_rows(file)
+    rows = read_scores(file)
     assert rows["commit"].tolist() == ["12e4567890"] * 2
     assert rows["reason"].tolist() == ["", ""]
     again = pd.DataFrame(rows.to_dict("records"))
@@ -152,7 +153,7 @@ def test_the_table_goes_on_from_its_file_with_empty_scores_and_any_commit(tmp_pa
 
 
 def test_the_committed_rows_make_the_committed_ladder():
-    kept = pd.DataFrame(study_tables.read_rows(PROJECT / "metrics/study.csv").to_dict("records"))
+    kept = pd.DataFrame(read_scores(PROJECT / "metrics/study.csv").to_dict("records"))
     rungs = pd.read_csv(PROJECT / "plots/study/ladder.csv")
     pd.testing.assert_frame_equal(study_tables.ladder(kept), rungs)
 
