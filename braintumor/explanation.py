@@ -9,7 +9,7 @@ from torch import nn
 from braintumor import saliency
 from braintumor.batches import Batches
 from braintumor.copies import signature, similarity
-from braintumor.intervals import mean_over_groups, named, resample_groups, share
+from braintumor.intervals import Resamples, mean_over_groups, named, resample_groups, share
 from braintumor.layers import shuffle_from_the_last
 
 STOPS = 16  # of the shuffling, at most: a network of many layers has several shuffled from one to the next
@@ -203,7 +203,13 @@ def measure_places(
 
 
 def randomise(
-    model: nn.Module, layer: str, batches: Batches, masks: np.ndarray | None, shuffles: int, seed: int
+    model: nn.Module,
+    layer: str,
+    batches: Batches,
+    masks: np.ndarray | None,
+    shuffles: int,
+    drawn: Resamples,
+    seed: int,
 ) -> pd.DataFrame:
     """Make the maps again while the network's layers are shuffled, from the last to the first.
 
@@ -220,34 +226,49 @@ def randomise(
     masks : ndarray of shape (n, size, size), bool, or None
         Where the tumours lie, if it is known.
     shuffles : int
-        Repetitions with other random orders, averaged.
+        Repetitions with other random orders; each image counts with its mean over them.
+    drawn : Resamples
+        Of the images' groups, for the intervals; they do not tell how far other random orders would be.
     seed : int
 
     Returns
     -------
-    DataFrame with columns shuffled, layer, likeness, and with masks pointing and overlap
+    DataFrame with columns shuffled, layer, likeness, and with masks pointing and overlap, each with _low and _high
         How many layers are shuffled, the last of them, the mean rank correlation with the trained network's map,
         and as `measure_places` has them. The first row is the trained network.
     """
     trained = saliency.gradcam(model, layer, batches)
-    records = [(0, "none", *_compare(trained, trained, masks))]
+    stops: dict[tuple[int, str], list[dict[str, np.ndarray]]] = {(0, "none"): [_compare(trained, trained, masks)]}
     for shuffle in range(shuffles):
         other = copy.deepcopy(model)
-        for count, name in shuffle_from_the_last(other, STOPS, seed + shuffle):
+        for stop in shuffle_from_the_last(other, STOPS, seed + shuffle):
             maps = saliency.gradcam(other, layer, batches)
-            records.append((count, name, *_compare(maps, trained, masks)))
-    columns = ["shuffled", "layer", "likeness", "pointing", "overlap"]
-    table = pd.DataFrame(records, columns=columns[: len(records[0])])
-    return table.groupby(["shuffled", "layer"], as_index=False).mean().round(4)
+            stops.setdefault(stop, []).append(_compare(maps, trained, masks))
+    records = []
+    for (count, name), measured in stops.items():
+        record: dict[str, float | int | str] = {"shuffled": count, "layer": name}
+        for measure in measured[0]:
+            values = np.mean([one[measure] for one in measured], axis=0)
+            record |= named(measure, mean_over_groups(values, drawn))
+        records.append(record)
+    return pd.DataFrame(records)
 
 
-def _compare(maps: np.ndarray, trained: np.ndarray, masks: np.ndarray | None) -> tuple[float, ...]:
-    scores = [saliency.likeness(maps, trained).mean()]
+def all_shuffled(falling: pd.DataFrame) -> dict[str, float]:
+    """Return the last row of `randomise`'s table as flat metrics, such as ``pointing_shuffled_low``."""
+    last, ends = falling.iloc[-1], ("", "_low", "_high")
+    names = [name for name in ("likeness", "pointing", "overlap") if name in falling]
+    return {f"{name}_shuffled{end}": last[f"{name}{end}"] for name in names for end in ends}
+
+
+def _compare(maps: np.ndarray, trained: np.ndarray, masks: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Return what is measured of each map; the overlap is that at the best threshold for all of them."""
+    scores = {"likeness": saliency.likeness(maps, trained)}
     if masks is not None:
-        scores.append(saliency.points_inside(saliency.peaks(maps), masks).mean())
+        scores["pointing"] = saliency.points_inside(saliency.peaks(maps), masks)
         every = saliency.overlaps(saliency.enlarge(maps, masks.shape[1]), masks)
-        scores.append(every.mean(axis=0).max())
-    return tuple(scores)
+        scores["overlap"] = every[:, every.mean(axis=0).argmax()]
+    return scores
 
 
 def round_scores(scores: dict[str, float | int]) -> dict[str, float | int]:

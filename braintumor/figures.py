@@ -114,7 +114,7 @@ def filters(model: nn.Module) -> Figure:
 
 
 def randomisation(table: pd.DataFrame, scores: dict[str, float | int]) -> Figure:
-    """Draw how the maps fall as more and more layers are shuffled.
+    """Draw how the maps fall as more and more layers are shuffled, with 95% intervals.
 
     Parameters
     ----------
@@ -128,8 +128,13 @@ def randomisation(table: pd.DataFrame, scores: dict[str, float | int]) -> Figure
     figure = Figure(figsize=(1 + 3.6 * len(drawn), 3.6), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         axis.plot(table["shuffled"], table[name], "o-", markersize=4, color="#4269d0")
+        axis.fill_between(
+            table["shuffled"], table[f"{name}_low"], table[f"{name}_high"], alpha=0.2, linewidth=0, color="#4269d0"
+        )
         axis.axhline(0 if name == "likeness" else scores["tumour_area"], color="grey", linewidth=1, linestyle=":")
-        axis.set(xlabel="layers shuffled, from the last", title=names[name], ylim=(min(0, *table[name]), None))
+        axis.set(
+            xlabel="layers shuffled, from the last", title=names[name], ylim=(min(0, *table[f"{name}_low"]), None)
+        )
     return figure
 
 

@@ -8,12 +8,13 @@ import torch
 from scipy.linalg import cholesky
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from braintumor.deployed import Novelty
 from braintumor.images import load_squares
+from braintumor.intervals import named, percentile_interval, resample_groups, share
 from braintumor.phantom import make_phantom
+from braintumor.ranking import weighted_areas
 from braintumor.tables import list_images
 
 COMPONENTS = 256  # of wider features only their principal components count
@@ -97,38 +98,74 @@ def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -
     return np.rint(squares.clip(0, 1) * 255).astype(np.uint8)
 
 
-def phantom_squares(patients: int, size: int, crop: bool, letterbox: bool, seed: int) -> np.ndarray:
+def phantom_squares(
+    patients: int, size: int, crop: bool, letterbox: bool, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw made-up heads and preprocess them as given; see `braintumor.phantom` and `braintumor.images`.
 
     Returns
     -------
-    ndarray of shape (n, size, size), uint8
+    squares : ndarray of shape (n, size, size), uint8
+    groups : ndarray of shape (n,), str
+        The made-up patient of each.
     """
     with tempfile.TemporaryDirectory() as folder:
         raw, target = Path(folder) / "raw", Path(folder) / "images.npy"
         make_phantom(raw, patients, seed)
-        load_squares([raw / path for path in list_images(raw)], target, size, crop, letterbox, workers=1)
-        return np.load(target)
+        paths = list_images(raw)
+        load_squares([raw / path for path in paths], target, size, crop, letterbox, workers=1)
+        return np.load(target), np.array([Path(path).stem.split("_")[0] for path in paths])
 
 
-def score_novelty(known: np.ndarray, new: dict[str, np.ndarray]) -> dict[str, float]:
+def told_apart(
+    known: np.ndarray, groups: np.ndarray, new: np.ndarray, new_groups: np.ndarray, resamples: int, seed: int
+) -> tuple[float, float, float]:
+    """Return the area under the ROC curve of new images against known ones, with its 95% interval.
+
+    Parameters
+    ----------
+    known, new : ndarrays of shape (n,) and (m,)
+        Novelty of the images.
+    groups, new_groups : ndarrays of shape (n,) and (m,)
+        What is drawn together for the interval; a name in both is one group.
+    resamples, seed : int
+    """
+    truth = np.repeat([False, True], [len(known), len(new)])
+    values = np.concatenate([known, new])
+    drawn = resample_groups(np.concatenate([groups, new_groups]), resamples, seed)
+    area = weighted_areas(truth, values, np.ones((1, len(values))))[0][0]
+    areas = np.concatenate([weighted_areas(truth, values, weights)[0] for weights in drawn.weights()])
+    return (float(area), *percentile_interval(areas))
+
+
+def score_novelty(
+    known: np.ndarray,
+    groups: np.ndarray,
+    new: dict[str, tuple[np.ndarray, np.ndarray]],
+    resamples: int,
+    seed: int,
+) -> dict[str, float]:
     """Say how well novelty tells other images from test images, as flat metrics.
 
     Parameters
     ----------
     known : ndarray of shape (n,)
         Novelty of the test images.
-    new : dict of str to ndarray
-        Novelty of other images, by their kind.
+    groups : ndarray of shape (n,)
+        Groups of the test images, such as patients.
+    new : dict of str to two ndarrays
+        Novelty of other images and their groups, by their kind.
+    resamples, seed : int
+        Of the intervals of the areas, which are drawn over groups.
 
     Returns
     -------
     dict
-        For each kind the area under the ROC curve against the test images, and the share that is flagged.
+        For each kind the area under the ROC curve against the test images, and the share that is flagged, with 95%
+        intervals.
     """
-    scores = {"novelty_flagged_test": np.mean(known > 1)}
-    for kind, values in new.items():
-        labels = np.repeat([0, 1], [len(known), len(values)])
-        scores[f"novelty_auroc_{kind}"] = roc_auc_score(labels, np.concatenate([known, values]))
-        scores[f"novelty_flagged_{kind}"] = np.mean(values > 1)
-    return {name: round(float(value), 4) for name, value in scores.items()}
+    scores = named("novelty_flagged_test", share(known > 1))
+    for kind, (values, own) in new.items():
+        scores |= named(f"novelty_auroc_{kind}", told_apart(known, groups, values, own, resamples, seed))
+        scores |= named(f"novelty_flagged_{kind}", share(values > 1))
+    return scores

@@ -195,6 +195,7 @@ class Export(Section):
 
     flagged: Annotated[Number, Field(gt=0, lt=1)]
     phantom_patients: Annotated[int, Field(ge=8)]
+    resamples: Count
     batch_size: Count
     threads: Count
     seed: Seed

@@ -398,13 +398,14 @@ def deployed_rows(export: dict[str, float | int], latency: dict | None) -> list[
             "largest difference from torch on the test images, of outputs over 1 as a share",
             f"{export['onnx_max_difference']:.1e}",
         ],
-        ["test images marked as unlike the training images", percent(export["novelty_flagged_test"])],
+        ["test images marked as unlike the training images", with_interval(export, "novelty_flagged_test")],
     ]
     for runtime, took in latency["milliseconds"].items() if latency else ():
         times = f"{took['one']:.1f} ms for one image, {took['each_of_64']:.1f} ms for each of 64"
         rows.append([f"time in {runtime}", f"{times} ({latency['device']})"])
-    kinds = [name.removeprefix("novelty_auroc_") for name in export if name.startswith("novelty_auroc_")]
-    for kind in kinds:
-        area, marked = export[f"novelty_auroc_{kind}"], percent(export[f"novelty_flagged_{kind}"])
-        rows.append([f"told from test images: {kind}", f"AUROC {area:.3f}, {marked} marked"])
+    told = [name for name in export if name.startswith("novelty_auroc_") and f"{name}_low" in export]
+    for name in told:
+        kind = name.removeprefix("novelty_auroc_")
+        area, marked = number_with_interval(export, name), with_interval(export, f"novelty_flagged_{kind}")
+        rows.append([f"told from test images: {kind}", f"AUROC {area}, {marked} marked"])
     return rows

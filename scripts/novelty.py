@@ -18,16 +18,15 @@ import skimage
 import torch
 from PIL import Image
 from scipy.special import softmax
-from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 import braintumor
 from braintumor.deployed import SEEN, Describer, run_batches
 from braintumor.device import processor
 from braintumor.images import resize_square, to_grey
-from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks
+from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks, told_apart
 from braintumor.pages import fill
-from braintumor.params import load_params
+from braintumor.params import Export, load_params
 from braintumor.predictor import Predictor
 from braintumor.provenance import checksum
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
@@ -43,8 +42,8 @@ PHOTOGRAPHS = (
 )
 
 
-def photographs(size: int, seed: int, cuts: int = 4) -> np.ndarray:
-    """Read scikit-image's photographs, each whole and as random square cuts, as grey squares."""
+def photographs(size: int, seed: int, cuts: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-image's photographs, each whole and as random cuts: grey squares, and the photograph of each."""
     rng = np.random.default_rng(seed)
     squares = []
     for name in PHOTOGRAPHS:
@@ -54,7 +53,7 @@ def photographs(size: int, seed: int, cuts: int = 4) -> np.ndarray:
             side = rng.integers(min(grey.shape) // 2, min(grey.shape) + 1)
             top, left = (rng.integers(0, length - side + 1) for length in grey.shape)
             squares.append(resize_square(np.ascontiguousarray(grey[top : top + side, left : left + side]), size))
-    return np.stack(squares)
+    return np.stack(squares), np.repeat(PHOTOGRAPHS, 1 + cuts)
 
 
 def distances(
@@ -109,19 +108,30 @@ def latency_table(times: dict[str, dict[str, float]], device: str) -> str:
     return "\n".join([*lines, "", f"{date.today()}, {device}."])
 
 
-def comparison(sets: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndarray]], flagged: float) -> str:
-    """Write the table of methods: the area under the ROC curve against the test images, and the share flagged."""
+def comparison(groups: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndarray]], params: Export) -> str:
+    """Write the table of methods: the area under the ROC curve against the test images, and the share flagged.
+
+    Parameters
+    ----------
+    groups : dict of str to ndarray
+        What is drawn together for the intervals, of the test images and of each kind of new ones.
+    methods : dict of str to dict of str to ndarray
+        How new the images of each set are, by each method.
+    params : Export
+    """
+    kinds = [kind for kind in groups if kind != TEST]
     lines = [
-        f"| method | test | {' | '.join(f'{kind} ({len(squares)})' for kind, squares in sets.items())} |",
-        "|---" * (len(sets) + 2) + "|",
+        f"| method | test | {' | '.join(f'{kind} ({len(groups[kind])})' for kind in kinds)} |",
+        "|---" * (len(kinds) + 2) + "|",
     ]
     for method, scores in methods.items():
-        limit = np.quantile(scores[VALIDATION], 1 - flagged)
+        limit = np.quantile(scores[VALIDATION], 1 - params.flagged)
         cells = [f"{np.mean(scores[TEST] > limit):.1%}"]
-        for kind in sets:
-            labels = np.repeat([0, 1], [len(scores[TEST]), len(scores[kind])])
-            area = roc_auc_score(labels, np.concatenate([scores[TEST], scores[kind]]))
-            cells.append(f"{area:.3f}, {np.mean(scores[kind] > limit):.0%}")
+        for kind in kinds:
+            area, low, high = told_apart(
+                scores[TEST], groups[TEST], scores[kind], groups[kind], params.resamples, params.seed
+            )
+            cells.append(f"{area:.3f} [{low:.3f}, {high:.3f}], {np.mean(scores[kind] > limit):.0%}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -136,16 +146,18 @@ def main() -> None:
     rows = {subset: np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION, TEST)}
     known = {subset: array[own] for subset, own in rows.items()}
     size, letterbox = array.shape[1], described.preprocess["fit"] == "letterbox"
+    noise = noise_squares(200, size, described.mean, described.deviation, params.seed)
+    crop, tested = described.preprocess["crop"], table["group"].to_numpy()[rows[TEST]]
     new = {
-        "shuffled blocks": shuffled_blocks(known[TEST], params.seed),
-        "noise": noise_squares(200, size, described.mean, described.deviation, params.seed),
+        "shuffled blocks": (shuffled_blocks(known[TEST], params.seed), tested),
+        "noise": (noise, np.array([f"noise {i}" for i in range(len(noise))])),
         "photographs": photographs(size, params.seed),
-        "phantoms": phantom_squares(
-            params.phantom_patients, size, described.preprocess["crop"], letterbox, params.seed
-        ),
+        "phantoms": phantom_squares(params.phantom_patients, size, crop, letterbox, params.seed),
     }
+    groups = {TEST: tested} | {kind: own for kind, (_, own) in new.items()}
     describer = Describer(model, described.mean, described.deviation, len(described.classes))
-    described_sets = {name: run_batches(describer, squares, 64) for name, squares in (known | new).items()}
+    sets = known | {kind: squares for kind, (squares, _) in new.items()}
+    described_sets = {name: run_batches(describer, squares, 64) for name, squares in sets.items()}
     logits, features = ({name: both[i] for name, both in described_sets.items()} for i in (0, 1))
     labels = table["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
     methods = distances(logits, features, labels)
@@ -154,7 +166,7 @@ def main() -> None:
     took = latencies(models, known[TEST])
     measured = {"onnx_sha256": checksum(folder / "model.onnx"), "device": device, "milliseconds": took}
     (PROJECT / "metrics/latency.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-    tables = {"novelty": comparison(new, methods, params.flagged), "latency": latency_table(took, device)}
+    tables = {"novelty": comparison(groups, methods, params), "latency": latency_table(took, device)}
     page = PAGE.read_text(encoding="utf-8")
     for name, text in tables.items():
         print(text, end="\n\n")

@@ -199,16 +199,16 @@ def where_tables(run: Run, name: str = "") -> dict[str, str]:
     area = scores["tumour_area"]
     rows.append([dot, "", percent(scores["pointing_centre"]), f"{scores['overlap_centre']:.3f}", ""])
     rows.append([even, "", percent(area), f"{area:.3f}", percent(scores["border_share_even"])])
-    noise = percent(scores["pointing_shuffled"]), f"{scores['overlap_shuffled']:.3f}"
+    noise = with_interval(scores, "pointing_shuffled"), number_with_interval(scores, "overlap_shuffled")
     rows.append(["*the network, all weights shuffled*", "", *noise, ""])
     falling = pd.read_csv(io.StringIO(run.text("plots/randomisation.csv")))
     shuffled = [
         [
             str(row["shuffled"]),
             row["layer"],
-            f"{row['likeness']:.2f}",
-            percent(row["pointing"]),
-            f"{row['overlap']:.3f}",
+            f"{row['likeness']:.2f} [{row['likeness_low']:.2f}, {row['likeness_high']:.2f}]",
+            with_interval(row, "pointing"),
+            number_with_interval(row, "overlap"),
         ]
         for row in falling.to_dict("records")
     ]

@@ -10,6 +10,7 @@ from braintumor.batches import Augmentation, Batches
 from braintumor.device import choose_device
 from braintumor.errors import UserError
 from braintumor.files import replacing_file, replacing_folder
+from braintumor.intervals import resample_groups
 from braintumor.layers import choose_layer, first_images, layer_outputs
 from braintumor.params import load_params, pick
 from braintumor.regions import find_tumours
@@ -58,10 +59,11 @@ def main(
         scores |= explanation.measure_places(*of_located, explain.resamples, explain.seed)
     some = explanation.draw(len(located), explain.shuffled_images, explain.seed)
     some_masks = None if masks is None else masks[some]
+    drawn = resample_groups(tested["group"].to_numpy()[located[some]], explain.resamples, explain.seed)
     falling = explanation.randomise(
-        model, layer, batches(located[some]), some_masks, explain.shuffles, explain.seed
+        model, layer, batches(located[some]), some_masks, explain.shuffles, drawn, explain.seed
     )
-    scores |= {f"{name}_shuffled": falling[name].iloc[-1] for name in falling.columns[2:]}
+    scores |= explanation.all_shuffled(falling)
     write_metrics(explanation.round_scores(scores), metrics)
     write_table(falling, randomisation)
 

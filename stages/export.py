@@ -60,16 +60,19 @@ def main(
     if difference > TOLERANCE:
         raise UserError(f"{onnx}: its outputs differ from torch's by {difference:.2g}, more than {TOLERANCE:g}")
     preprocess = described.preprocess
+    groups = table["group"].to_numpy()[rows[TEST]]
+    noise = noise_squares(len(tested), size, described.mean, described.deviation, params.seed)
     new = {
-        "shuffled": shuffled_blocks(tested, params.seed),
-        "noise": noise_squares(len(tested), size, described.mean, described.deviation, params.seed),
+        "shuffled": (shuffled_blocks(tested, params.seed), groups),
+        "noise": (noise, np.array([f"noise {i}" for i in range(len(noise))])),
         "phantoms": phantom_squares(
             params.phantom_patients, size, preprocess["crop"], preprocess["fit"] == "letterbox", params.seed
         ),
     }
-    scores = score_novelty(
-        known, {kind: run_batches(inference, squares, params.batch_size)[1] for kind, squares in new.items()}
-    )
+    measured = {
+        kind: (run_batches(inference, squares, params.batch_size)[1], own) for kind, (squares, own) in new.items()
+    }
+    scores = score_novelty(known, groups, measured, params.resamples, params.seed)
     write_metrics(
         {"onnx_bytes": onnx.stat().st_size, "onnx_max_difference": round(difference, 7)} | scores, metrics
     )

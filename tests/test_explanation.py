@@ -8,6 +8,7 @@ from torch import nn
 
 from braintumor import explanation
 from braintumor.figures import dropout_sums
+from braintumor.intervals import resample_groups
 from braintumor.scores import wilson_interval
 from tests.test_saliency import batches, square
 
@@ -102,29 +103,46 @@ def bright_tumours():
     return np.where(masks, 9, 1), masks
 
 
+def shuffle(model, images, masks, shuffles, groups=None):
+    drawn = resample_groups(np.arange(len(images)) if groups is None else groups, 200, 0)
+    return explanation.randomise(model, "0", batches(images, [1] * len(images)), masks, shuffles, drawn, 0)
+
+
 def test_a_map_that_survives_the_shuffling_shows_it():
     images, masks = bright_tumours()
-    falling = explanation.randomise(network([[1.0, 1.0], [1.0, 1.0]]), "0", batches(images, [1] * 4), masks, 3, 0)
+    falling = shuffle(network([[1.0, 1.0], [1.0, 1.0]]), images, masks, 3)
     assert falling["shuffled"].tolist() == [0, 1] and falling["layer"].tolist() == ["none", "3"]
-    assert (falling[["likeness", "pointing", "overlap"]] == 1).all(axis=None)
+    assert (falling.iloc[:, 2:] == 1).all(axis=None)
 
 
 def test_a_map_that_the_weights_make_falls_with_them():
     images, masks = bright_tumours()
     trained = network([[-1.0, -1.0], [-1.0, 1.0]])
-    falling = explanation.randomise(trained, "0", batches(images, [1] * 4), masks, 8, 0)
+    falling = shuffle(trained, images, masks, 8)
     assert (falling.loc[0, ["likeness", "pointing", "overlap"]] == 1).all()
     assert (falling.loc[1, ["likeness", "pointing", "overlap"]] < 0.9).all()
     assert torch.equal(trained[3].weight, torch.tensor([[-1.0, -1.0], [-1.0, 1.0]]))  # a copy was shuffled
-    again = explanation.randomise(trained, "0", batches(images, [1] * 4), masks, 8, 0)
-    assert falling.equals(again)
+    assert falling.equals(shuffle(trained, images, masks, 8))
+
+
+def test_the_fall_has_an_interval_over_groups():
+    images, masks = bright_tumours()
+    masks[2:] = masks[2:, ::-1, ::-1]  # the maps of two of the four now point elsewhere
+    falling = shuffle(network([[-1.0, -1.0], [-1.0, 1.0]]), images, masks, 8)
+    counts = np.random.default_rng(0).multinomial(4, [0.25] * 4, 200)
+    low, high = np.quantile(counts[:, :2].sum(1) / 4, (0.025, 0.975))
+    assert falling.loc[0, ["pointing", "pointing_low", "pointing_high"]].tolist() == [0.5, low, high]
+    # One group is drawn every time: nothing varies.
+    together = shuffle(network([[-1.0, -1.0], [-1.0, 1.0]]), images, masks, 8, np.zeros(4)).iloc[-1]
+    for name in ("likeness", "pointing", "overlap"):
+        assert together[f"{name}_low"] == together[f"{name}_high"] == together[name] == falling.iloc[-1][name]
+    flat = explanation.all_shuffled(falling)
+    assert len(flat) == 9 and flat["overlap_shuffled_high"] == falling.iloc[-1]["overlap_high"]
 
 
 def test_without_masks_only_the_likeness_is_measured():
-    falling = explanation.randomise(
-        network([[1.0, 2.0]] * 2), "0", batches(np.ones((2, 4, 4)), [0, 0]), None, 1, 0
-    )
-    assert falling.columns.tolist() == ["shuffled", "layer", "likeness"]
+    falling = shuffle(network([[1.0, 2.0]] * 2), np.ones((2, 4, 4)), None, 1)
+    assert falling.columns.tolist() == ["shuffled", "layer", "likeness", "likeness_low", "likeness_high"]
 
 
 @pytest.mark.parametrize("p", [0, 0.2, 0.5])

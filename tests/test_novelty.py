@@ -4,6 +4,8 @@ import torch
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+from statsmodels.stats.proportion import proportion_confint
 
 from braintumor.deployed import SEEN, Describer, describe_image
 from braintumor.models import Architecture
@@ -13,6 +15,7 @@ from braintumor.novelty import (
     phantom_squares,
     score_novelty,
     shuffled_blocks,
+    told_apart,
 )
 
 
@@ -71,19 +74,41 @@ def test_noise_is_of_five_kinds():
     assert [image.std() for image in even] == [0, 0] and [image.max() for image in even] == [0, 1]
 
 
-def test_phantoms_are_preprocessed_like_the_rest():
-    assert phantom_squares(8, 24, crop=False, letterbox=False, seed=0).shape[1:] == (24, 24)
+def test_phantoms_are_preprocessed_like_the_rest_and_come_by_patient():
+    squares, groups = phantom_squares(8, 24, crop=False, letterbox=False, seed=0)
+    assert squares.shape == (len(groups), 24, 24)
+    assert sorted(set(groups)) == [f"p00{number}" for number in range(1, 9)]
 
 
 def test_scores_are_areas_and_shares():
     known, new = np.array([0.2, 0.9, 1.5, 0.4]), np.array([0.8, 3.0])
-    scores = score_novelty(known, {"noise": new})
-    assert scores == {
-        "novelty_flagged_test": 0.25,
-        # The area is the share of pairs in the right order, which Mann and Whitney count.
-        "novelty_auroc_noise": mannwhitneyu(new, known).statistic / 8,
-        "novelty_flagged_noise": 0.5,
-    }
+    scores = score_novelty(known, np.arange(4), {"noise": (new, np.array([4, 5]))}, 100, 0)
+    # The area is the share of pairs in the right order, which Mann and Whitney count.
+    assert scores["novelty_auroc_noise"] == mannwhitneyu(new, known).statistic / 8
+    for name, successes, n in (("test", 1, 4), ("noise", 1, 2)):
+        low, high = proportion_confint(successes, n, method="wilson")
+        assert scores[f"novelty_flagged_{name}"] == successes / n
+        assert scores[f"novelty_flagged_{name}_low"] == pytest.approx(low, abs=5e-5)
+        assert scores[f"novelty_flagged_{name}_high"] == pytest.approx(high, abs=5e-5)
+    assert len(scores) == 9
+
+
+def test_the_interval_of_an_area_draws_whole_groups():
+    rng = np.random.default_rng(0)
+    people = rng.normal(0, 1, 20)
+    known = np.repeat(people, 10) + rng.normal(0, 0.01, 200)  # ten alike of each person
+    new = rng.normal(1, 1, 200)
+    names = np.arange(200, 400)
+    by_image, by_person = (
+        told_apart(known, groups, new, names, 500, 0) for groups in (np.arange(200), np.repeat(np.arange(20), 10))
+    )
+    assert by_image[0] == by_person[0] == pytest.approx(roc_auc_score(np.repeat([0, 1], 200), [*known, *new]))
+    width = [high - low for _, low, high in (by_image, by_person)]
+    # Twenty people's mean deviates by the root of ten more than that of two hundred; the new images add theirs.
+    assert width[1] > 1.5 * width[0]
+    # What comes of the same test images is drawn with them: both are there, or neither.
+    paired = told_apart(known[:1], np.array(["a"]), new[:1], np.array(["a"]), 50, 0)
+    assert paired[0] == paired[1] == paired[2]
 
 
 def test_an_image_is_described_by_its_grey_values_and_those_beside_them():
@@ -100,7 +125,7 @@ def test_an_image_is_described_by_its_grey_values_and_those_beside_them():
 
 def test_images_of_nothing_are_told_by_how_they_are_described_and_not_by_block_means_alone():
     rng = np.random.default_rng(0)
-    heads = phantom_squares(60, 48, crop=False, letterbox=False, seed=0)
+    heads = phantom_squares(60, 48, crop=False, letterbox=False, seed=0)[0]
     heads = np.rint(heads * rng.uniform(0.3, 1, (len(heads), 1, 1))).astype(np.uint8)  # some are dark
     rng.shuffle(heads)
     noise = noise_squares(100, 48, heads.mean() / 255, heads.std() / 255, seed=1)

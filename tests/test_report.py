@@ -204,6 +204,9 @@ def test_the_gallery_is_filtered_and_sorted(opened, finished):
     page.select_option("#order", "-confidence")
     certainty = page.eval_on_selector_all("#gallery li", "all => all.map(one => Number(one.dataset.confidence))")
     assert certainty == sorted(certainty) and len(set(certainty)) > 1
+    page.select_option("#order", "similarity")
+    alike = page.eval_on_selector_all("#gallery li", "all => all.map(one => Number(one.dataset.similarity))")
+    assert alike == sorted(alike, reverse=True) and len(set(alike)) > 1
     page.select_option("#order", "name")
     names = page.eval_on_selector_all("#gallery li", "all => all.map(one => one.dataset.name)")
     assert len(names) == len(wrong) and sorted(names, key=str.lower) == names
