@@ -228,7 +228,8 @@ def randomise(
     shuffles : int
         Repetitions with other random orders; each image counts with its mean over them.
     drawn : Resamples
-        Of the images' groups, for the intervals; they do not tell how far other random orders would be.
+        Of the images' groups, for the intervals of likeness and overlap; none tells how far other random orders
+        would be.
     seed : int
 
     Returns
@@ -249,7 +250,9 @@ def randomise(
         record: dict[str, float | int | str] = {"shuffled": count, "layer": name}
         for measure in measured[0]:
             values = np.mean([one[measure] for one in measured], axis=0)
-            record |= named(measure, mean_over_groups(values, drawn))
+            # A share has Wilson's interval: a bootstrap has none of a share that is 0.
+            bounded = share(values) if measure == "pointing" else mean_over_groups(values, drawn)
+            record |= named(measure, bounded)
         records.append(record)
     return pd.DataFrame(records)
 

@@ -142,9 +142,11 @@ def test_times_are_shown_of_the_model_that_they_were_measured_on(tmp_path):
     }
     latency.write_text(json.dumps(measured))
     assert measured_on(latency, model) == measured
-    export = {"onnx_bytes": 10**6, "onnx_max_difference": 1e-6, "novelty_flagged_test": 0.02}
+    export = {"onnx_bytes": 10**6, "onnx_max_difference": 1e-6}
+    export |= {"novelty_flagged_test": 0.02, "novelty_flagged_test_low": 0.01, "novelty_flagged_test_high": 0.03}
     expected = ["time in onnxruntime", "1.2 ms for one image, 1.3 ms for each of 64 (one thread)"]
     assert expected in deployed_rows(export, measured) and expected not in deployed_rows(export, None)
+    assert ["test images marked as unlike the training images", "2.0% [1.0, 3.0]"] in deployed_rows(export, None)
     model.write_bytes(b"another")
     assert measured_on(latency, model) is None
 

@@ -61,7 +61,7 @@ def test_the_metrics_are_those_of_the_file(finished):
 
 def test_photographs_are_unlike_the_training_images(finished):
     predictor = braintumor.load(finished.folder / "models/model.onnx")
-    said = predictor.predict_squares(photographs(48, seed=0))
+    said = predictor.predict_squares(photographs(48, seed=0)[0])
     assert len(said) == 5 * len(PHOTOGRAPHS)
     assert np.mean([one.unlike_training for one in said]) > 0.9
 
