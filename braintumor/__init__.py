@@ -27,14 +27,15 @@ def load(model: str | Path = "models") -> "Predictor":
     'meningioma'
     """
     # Imported here, so that what needs none of it does not wait for it, and an .onnx file works without torch.
-    if Path(model).suffix == ".onnx":
-        from braintumor.predictor import load_onnx
-
-        return load_onnx(Path(model))
+    is_onnx = Path(model).suffix == ".onnx"
     try:
-        from braintumor.deployed import load_inference
+        if is_onnx:
+            from braintumor.predictor import load_onnx as load_model
+        else:
+            from braintumor.deployed import load_inference as load_model
+        return load_model(Path(model))
     except ModuleNotFoundError as error:
         from braintumor.errors import UserError
 
-        raise UserError(f"{model}: needs {error.name}, which is not installed; give an .onnx file") from None
-    return load_inference(Path(model))
+        instead = "pip install it" if is_onnx else "give an .onnx file"
+        raise UserError(f"{model}: needs {error.name}, which is not installed; {instead}") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from braintumor.calibration import load_temperature
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.predictor import Predictor
+from braintumor.provenance import checksum
 from braintumor.weights import load_model
 
 BLOCKS = 8  # block means along each side
@@ -149,10 +150,11 @@ def run_batches(module: nn.Module, squares: np.ndarray, batch_size: int) -> tupl
     return torch.cat(first).numpy(), torch.cat(second).numpy()
 
 
-def save_novelty(novelty: Novelty, file: Path) -> None:
-    """Write what `load_inference` reads, as safetensors."""
+def save_novelty(novelty: Novelty, weights: Path, file: Path) -> None:
+    """Write what `load_inference` reads, as safetensors, with the checksum of the weights that it belongs to."""
+    tensors = {name: value.contiguous() for name, value in novelty.state_dict().items()}
     with replacing_file(file) as beside:
-        save_file({name: value.contiguous() for name, value in novelty.state_dict().items()}, beside)
+        save_file(tensors, beside, metadata={"weights": checksum(weights)})
 
 
 def load_inference(folder: Path) -> Predictor:
@@ -161,15 +163,21 @@ def load_inference(folder: Path) -> Predictor:
     Raises
     ------
     UserError
-        If one of its files is missing or damaged.
+        If one of its files is missing or damaged, or its novelty is that of other weights.
     """
-    model, described = load_model(folder / "model.safetensors", folder / "model.json")
+    weights = folder / "model.safetensors"
+    model, described = load_model(weights, folder / "model.json")
     temperature = load_temperature(folder / "calibration.json")
     file = folder / "novelty.safetensors"
     try:
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
         novelty = Novelty(**load_file(file))
     except (OSError, TypeError, SafetensorError) as error:
         raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}): run dvc repro export") from None
+    # The stages calibrate and export come after train: where only that has run, both are still of the old weights.
+    if metadata.get("weights") != checksum(weights):
+        raise UserError(f"{file}: is of other weights than {weights}: run dvc repro export")
     describer = Describer(model, described.mean, described.deviation, len(described.classes))
     module = Inference(describer, novelty)
     return Predictor(

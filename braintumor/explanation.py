@@ -168,7 +168,7 @@ def measure_places(
         From `saliency.gradcam`, row by row.
     masks : ndarray of shape (n, size, size), bool
     resamples, seed : int
-        Of the interval of the mean overlap, which is drawn over groups.
+        Of the intervals of overlaps and of differences, which are drawn over groups.
 
     Returns
     -------
@@ -176,7 +176,8 @@ def measure_places(
         ``pointing``: share of the maps whose largest value lies in the tumour, with its 95% Wilson interval.
         ``overlap``: mean intersection over union at ``overlap_threshold``, the one for all images that makes it
         largest. ``tumour_area``, the share of an image that is tumour, is what a place by chance and a map that is
-        the same everywhere have; ``_centre`` is what a map has that always points at the image's middle.
+        the same everywhere have; ``_centre`` is what a map has that always points at the image's middle, and
+        ``_over_centre`` by how much the maps are better than that on the same images.
     """
     size = masks.shape[1]
     inside = saliency.points_inside(saliency.peaks(maps), masks)
@@ -192,14 +193,15 @@ def measure_places(
         scores[f"located{name}"] = int(part.sum())
         scores |= named(f"pointing{name}", share(inside[part]))
         scores |= named(f"overlap{name}", mean_over_groups(overlap[part], drawn))
-    middle = np.full((len(masks), 2), 0.5)
-    centre = np.broadcast_to(centre_map(size), masks.shape)
-    return scores | {
-        "overlap_threshold": saliency.THRESHOLDS[best],
-        "tumour_area": masks.mean(),
-        "pointing_centre": saliency.points_inside(middle, masks).mean(),
-        "overlap_centre": saliency.overlaps(centre, masks).mean(axis=0).max(),
-    }
+    middle = saliency.points_inside(np.full((len(masks), 2), 0.5), masks)
+    of_centre = saliency.overlaps(np.broadcast_to(centre_map(size), masks.shape), masks)
+    of_centre = of_centre[:, of_centre.mean(axis=0).argmax()]
+    drawn = resample_groups(groups, resamples, seed)
+    scores |= named("pointing_centre", share(middle))
+    scores |= named("overlap_centre", mean_over_groups(of_centre, drawn))
+    scores |= named("pointing_over_centre", mean_over_groups(inside.astype(float) - middle, drawn))
+    scores |= named("overlap_over_centre", mean_over_groups(overlap - of_centre, drawn))
+    return scores | {"overlap_threshold": saliency.THRESHOLDS[best], "tumour_area": masks.mean()}
 
 
 def randomise(

@@ -108,6 +108,8 @@ def read_squares(
                 problems.append(f"{file}: needs {error.name}, which is not installed")
             except OSError as error:
                 problems.append(f"{file}: {error.strerror or error}")
+            except MemoryError:
+                problems.append(f"{file}: is too large for this machine's memory")
 
 
 def answer(pictures: Iterator[tuple[str, int | None, np.ndarray]], predictor: Predictor) -> list[Answer]:
@@ -185,7 +187,13 @@ def as_text(answers: list[Answer], classes: tuple[str, ...]) -> str:
 def save_overlays(answers: list[Answer], model: Path, folder: Path) -> None:
     """Write what speaks for the class of each picture, see `braintumor.overlay`, as a PNG.
 
-    An image unlike the training images has no class, so it has none.
+    It lies in the folders of the picture's own path, below `folder`. An image unlike the training images has no
+    class, so it has none.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written.
     """
     from braintumor.overlay import draw_overlays  # here, since only this needs torch whatever the model is
     from braintumor.weights import load_model
@@ -197,8 +205,10 @@ def save_overlays(answers: list[Answer], model: Path, folder: Path) -> None:
     labels = [one.prediction.label for one in known]
     network = load_model(model / "model.safetensors", model / "model.json")
     for one, picture in zip(known, draw_overlays(*network, squares, labels), strict=True):
-        name = one.image.strip("/").replace("/", "_") + (f"_{one.slice:03}" if one.slice else "")
-        with replacing_file(folder / f"{name}.png") as beside:
+        # Under the folder even where the path starts at the root or goes up.
+        parts = ["_" if part == ".." else part for part in Path(one.image).parts if part != "/"]
+        file = folder.joinpath(*parts)
+        with replacing_file(file.with_name(f"{file.name}{f'_{one.slice:03}' if one.slice else ''}.png")) as beside:
             Image.fromarray(picture).save(beside)
 
 
@@ -247,8 +257,6 @@ def main() -> None:
             raise UserError("--overlay: Grad-CAM needs torch and the weights; give --model the folder of models")
         predictor = braintumor.load(arguments.model)
         answers = answer(read_squares(arguments.paths, predictor, arguments.slices, problems), predictor)
-        if arguments.overlay:
-            save_overlays(answers, arguments.model, arguments.overlay)
     except UserError as error:
         sys.exit(f"error: {error}")
     if arguments.json:
@@ -257,6 +265,11 @@ def main() -> None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows(answers, predictor.classes))
     elif answers:
         print(as_text(answers, predictor.classes))
+    if arguments.overlay:
+        try:
+            save_overlays(answers, arguments.model, arguments.overlay)
+        except OSError as error:
+            problems.append(f"--overlay {arguments.overlay}: {error.strerror or error} ({error.filename})")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     sys.exit(bool(problems))

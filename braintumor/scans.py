@@ -42,7 +42,10 @@ def is_scan(path: Path) -> bool:
     if name.endswith((*NIFTI_SUFFIXES, *DICOM_SUFFIXES)):
         return True
     formats = Image.registered_extensions()
-    return formats.get(path.suffix.lower()) in Image.OPEN or (not path.suffix and _has_dicom_mark(path))
+    try:
+        return formats.get(path.suffix.lower()) in Image.OPEN or (not path.suffix and _has_dicom_mark(path))
+    except OSError:  # reading it will say what is wrong
+        return True
 
 
 def read_slices(path: Path, count: int | None, at_least: int | None = None) -> list[Slice]:

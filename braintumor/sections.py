@@ -102,6 +102,7 @@ def data_facts(results: Results) -> dict[str, Any]:
         ),
         "pairs": copy_pairs(results),
         "contradictions": contradictions(results),
+        "contradictory": data["contradictory_copy_groups"],
         "quarantined": results.quarantine[["path", "reason"]].to_numpy().tolist(),
     }
 
@@ -267,7 +268,7 @@ def evaluation_facts(results: Results, negative: str | None) -> dict[str, Any]:
         "calibration": calibrated,
         "calibration_text": (
             f"A temperature of {calibration['temperature']:.3f}, fitted on validation images only, divides the "
-            "logits; it changes no class. Above 1 the network was too sure of itself on them."
+            "logits; it changes no class. Above 1 the network was too sure of itself on them, below 1 too modest."
         ),
         "views": ", ".join(f"{name} {with_interval(test, f'accuracy_{name}')}" for name in views),
         "missed": missed,
@@ -386,7 +387,15 @@ def saliency_table(explain: dict[str, float | int], classes: list[str], border: 
             "Pointing game: is the map's peak inside the tumour? Overlap: at the best of all thresholds.",
             f"{explain['located']} test images have a known tumour, on average {percent(explain['tumour_area'])} "
             "of the image.",
+            "Less a map of the image's centre on the same images: pointing "
+            f"{number_with_interval(explain, 'pointing_over_centre')}, overlap "
+            f"{number_with_interval(explain, 'overlap_over_centre')} (intervals over groups).",
         ]
+    else:
+        notes.append(
+            "With all weights shuffled they are like the trained network's to "
+            f"{number_with_interval(explain, 'likeness_shuffled')} (rank correlation; 1 is the same map)."
+        )
     return {"header": ["maps of", *measures.values()], "rows": rows, "note": " ".join(notes)}
 
 

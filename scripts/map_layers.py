@@ -20,7 +20,7 @@ from braintumor.layers import choose_layer, first_images, layer_outputs, shuffle
 from braintumor.pages import fill, table
 from braintumor.params import load_params
 from braintumor.regions import find_tumours
-from braintumor.results import percent
+from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import VALIDATION, read_images, read_table
 from braintumor.training import predict
 from braintumor.weights import load_model
@@ -71,21 +71,22 @@ def main() -> None:
     lines = []
     for layer in layers:
         maps = saliency.gradcam(model, layer, batches)
-        places = explanation.measure_places(tested, maps, masks, 2, params.explain.seed)
-        borders = explanation.measure_borders(tested, maps, size, params.explain.border, 2, params.explain.seed)
+        drawn = params.explain.resamples, params.explain.seed
+        places = explanation.measure_places(tested, maps, masks, *drawn)
+        borders = explanation.measure_borders(tested, maps, size, params.explain.border, *drawn)
         fallen = [100 * scores[layer] for scores in shuffled]
         lines.append(
             [
                 f"`{layer}`{' (taken by `auto`)' if torch.equal(outputs[layer], outputs[auto]) else ''}",
                 " x ".join(map(str, maps.shape[1:])),
-                percent(places["pointing"]),
-                f"{places['overlap']:.3f}",
-                percent(borders["border_share"]),
+                with_interval(places, "pointing"),
+                number_with_interval(places, "overlap"),
+                with_interval(borders, "border_share"),
                 f"{min(fallen):.1f} to {max(fallen):.1f}%",
             ]
         )
-    dot = percent(places["pointing_centre"]), f"{places['overlap_centre']:.3f}"
-    lines.append(["*a dot, a disc in the middle*", "", *(f"*{value}*" for value in dot), "", ""])
+    dot = with_interval(places, "pointing_centre"), number_with_interval(places, "overlap_centre")
+    lines.append(["*a dot, a disc in the middle*", "", *dot, "", ""])
     text = table(["layer", "cells", "pointing game", "overlap", "border share", "pointing, shuffled"], lines)
     text += f"\n\n{len(rows)} validation images with a tumour that is known."
     print(text)

@@ -24,11 +24,13 @@ import braintumor
 from braintumor.deployed import SEEN, Describer, run_batches
 from braintumor.device import processor
 from braintumor.images import resize_square, to_grey
+from braintumor.intervals import named, share
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks, told_apart
 from braintumor.pages import fill
 from braintumor.params import Export, load_params
 from braintumor.predictor import Predictor
 from braintumor.provenance import checksum
+from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
 from braintumor.weights import load_model
 from scripts.demo import PROJECT
@@ -126,12 +128,12 @@ def comparison(groups: dict[str, np.ndarray], methods: dict[str, dict[str, np.nd
     ]
     for method, scores in methods.items():
         limit = np.quantile(scores[VALIDATION], 1 - params.flagged)
-        cells = [f"{np.mean(scores[TEST] > limit):.1%}"]
+        cells = [with_interval(named("marked", share(scores[TEST] > limit)), "marked")]
         for kind in kinds:
-            area, low, high = told_apart(
-                scores[TEST], groups[TEST], scores[kind], groups[kind], params.resamples, params.seed
-            )
-            cells.append(f"{area:.3f} [{low:.3f}, {high:.3f}], {np.mean(scores[kind] > limit):.0%}")
+            drawn = params.resamples, params.seed
+            told = told_apart(scores[TEST], groups[TEST], scores[kind], groups[kind], *drawn)
+            written = named("area", told) | named("marked", share(scores[kind] > limit))
+            cells.append(f"{number_with_interval(written, 'area')}<br>{with_interval(written, 'marked')}")
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -1,9 +1,9 @@
 """Write the committed run's figures, and those of two experiments, into the README and docs/.
 
-    python -m scripts.pages [--official NAME] [--where NAME]
+    python -m scripts.pages [--official NAME] [--where NAME] [--demo]
 
-The names are experiments of DVC, with split.protocol=official and with explain.boxes; the tables of one not
-given stay as they are. The ladder comes from plots/study/ladder.csv.
+The names are experiments of DVC, with split.protocol=official and with explain.boxes; `--demo` takes what
+`make demo` has made. The tables of one not given stay as they are. The ladder comes from plots/study/ladder.csv.
 """
 
 import argparse
@@ -86,6 +86,16 @@ def subset_cell(row: dict, images: int) -> str:
     return f"{of_accuracy(row)} of {row['units']:,}"
 
 
+def calibration_table(run: Run) -> str:
+    """Return what the temperature changes on a run's test images."""
+    calibration = run.scores("calibration")
+    rows = [["temperature", "1", f"{calibration['temperature']:.3f}"]]
+    written = dict.fromkeys(CALIBRATED, number_with_interval) | {"confident_errors": with_interval}
+    for name, text in CALIBRATED.items():
+        rows.append([text, *(written[name](calibration, f"{name}_{side}") for side in ("before", "after"))])
+    return table(["on the test images", "before", "after"], rows)
+
+
 def run_tables(run: Run) -> dict[str, str]:
     """Return the tables of one run alone."""
     test, calibration = run.scores("test"), run.scores("calibration")
@@ -95,10 +105,6 @@ def run_tables(run: Run) -> dict[str, str]:
         for name, (text, bootstrap) in NAMES.items()
         if name == bootstrap  # accuracy is in a table of its own
     ]
-    calibrated = [["temperature", "1", f"{calibration['temperature']:.3f}"]]
-    written = dict.fromkeys(CALIBRATED, number_with_interval) | {"confident_errors": with_interval}
-    for name, text in CALIBRATED.items():
-        calibrated.append([text, *(written[name](calibration, f"{name}_{side}") for side in ("before", "after"))])
     negative = load_params(PROJECT / "params.yaml").evaluate.negative
     tumours = [
         [
@@ -139,7 +145,7 @@ def run_tables(run: Run) -> dict[str, str]:
             ],
         ),
         "numbers": table(["", "value", "95% interval, over groups"], numbers),
-        "calibration": table(["on the test images", "before", "after"], calibrated),
+        "calibration": calibration_table(run),
         "tumours": table(["", "right", "wrong"], tumours),
         "coverage": table(["answered", "wrong"], coverage),
         "subgroups": table(["", "", "images", "right"], parts),
@@ -169,6 +175,7 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     return {
         "subsets": table(["accuracy on", *header], parts),
         "baselines": table(["what is seen", *header], blind),
+        "calibration-official": calibration_table(official),
         "results": table(["tested on", "all test images", "distinct test images"], results),
     }
 
@@ -197,8 +204,11 @@ def where_tables(run: Run, name: str = "") -> dict[str, str]:
     ]
     dot, even = "*a dot, a disc in the middle of the image*", "*a map that is the same everywhere*"
     area = scores["tumour_area"]
-    rows.append([dot, "", percent(scores["pointing_centre"]), f"{scores['overlap_centre']:.3f}", ""])
+    centre = with_interval(scores, "pointing_centre"), number_with_interval(scores, "overlap_centre")
+    rows.append([dot, "", *centre, ""])
     rows.append([even, "", percent(area), f"{area:.3f}", percent(scores["border_share_even"])])
+    better = [number_with_interval(scores, f"{measure}_over_centre") for measure in ("pointing", "overlap")]
+    rows.append(["*all, less the dot and the disc on the same images*", "", *better, ""])
     noise = with_interval(scores, "pointing_shuffled"), number_with_interval(scores, "overlap_shuffled")
     rows.append(["*the network, all weights shuffled*", "", *noise, ""])
     falling = pd.read_csv(io.StringIO(run.text("plots/randomisation.csv")))
@@ -260,6 +270,8 @@ def main() -> None:
     parser.add_argument("--demo", action="store_true", help="the tables of `make demo`, which has run")
     arguments = parser.parse_args()
     tables = run_tables(Run()) | {"ladder": ladder_table()}
+    if arguments.demo and not (PROJECT / "demo/metrics/explain.json").exists():
+        sys.exit("error: --demo: run make demo first, which makes the tables' figures in demo/")
     if arguments.demo:
         tables |= where_tables(Run(folder=PROJECT / "demo"), "phantoms-")
     for name, make in (

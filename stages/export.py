@@ -41,7 +41,7 @@ def main(
     }
     labels = table["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
     fitted = fit_novelty(features[TRAIN], labels, features[VALIDATION], params.flagged)
-    save_novelty(fitted, novelty)
+    save_novelty(fitted, weights, novelty)
     inference = Inference(describer, fitted)
     size = array.shape[1]
     save_onnx(inference, size, described.classes, described.preprocess, load_temperature(calibration), onnx)

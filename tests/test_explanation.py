@@ -71,8 +71,13 @@ def test_the_map_of_the_middle_overlaps_a_tumour_there():
     )
     assert scores["pointing_centre"] == 1
     # The discs around the middle have 4, 12, 16 pixels and more; that of 12 holds the tumour's 8.
-    assert scores["overlap_centre"] == pytest.approx(8 / 12)
+    assert scores["overlap_centre"] == pytest.approx(8 / 12, abs=5e-5)
     assert scores["overlap"] == scores["tumour_area"] == pytest.approx(8 / 100)
+    # Both images are alike, so that every resample is, too.
+    for end in ("", "_low", "_high"):
+        assert scores[f"overlap_over_centre{end}"] == pytest.approx(8 / 100 - 8 / 12, abs=5e-5)
+    # The even map's first largest value is in its corner.
+    assert scores["pointing_over_centre"] == -1
 
 
 def test_the_table_of_maps_says_where_their_peaks_are():

@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     describer = Describer(model, 0.15, 0.2, 2)
     _, features = run_batches(describer, squares, 32)
     novelty = fit_novelty(features[:60], labels[:60], features[60:], 0.02)
-    save_novelty(novelty, models / "novelty.safetensors")
+    save_novelty(novelty, models / "model.safetensors", models / "novelty.safetensors")
     save_onnx(
         Inference(describer, novelty), SIZE, CLASSES, described.preprocess, TEMPERATURE, models / "model.onnx"
     )
@@ -127,7 +127,7 @@ def test_equal_models_give_equal_bytes_that_name_no_place_of_this_machine(folder
     squares = np.load(folder / "images.npy")
     _, features = run_batches(describer, squares, 32)
     novelty = fit_novelty(features[:60], np.arange(60) % 2, features[60:], 0.02)
-    save_novelty(novelty, tmp_path / "novelty.safetensors")
+    save_novelty(novelty, folder / "models/model.safetensors", tmp_path / "novelty.safetensors")
     save_onnx(
         Inference(describer, novelty), SIZE, CLASSES, described.preprocess, TEMPERATURE, tmp_path / "model.onnx"
     )
@@ -243,6 +243,12 @@ def test_torchs_model_without_torch_is_one_line(folder):
     assert done.stderr == "error: models: needs torch, which is not installed; give an .onnx file\n"
 
 
+def test_an_onnx_file_without_onnxruntime_is_one_line(folder):
+    done = run_without(["onnxruntime"], folder, "scans/00.png", "--model", "models/model.onnx")
+    assert done.returncode == 1
+    assert done.stderr == "error: models/model.onnx: needs onnxruntime, which is not installed; pip install it\n"
+
+
 def test_the_package_itself_imports_next_to_nothing():
     script = "import sys; before = set(sys.modules); import braintumor; print(sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True)
@@ -278,6 +284,20 @@ def test_what_cannot_be_read_is_a_line_each_after_the_others_are_done(folder, tm
     assert "Traceback" not in run(tmp_path, "empty.png", "--model", model, "--json", code=1)[1]
 
 
+def test_a_picture_too_large_for_the_memory_is_a_line(folder, run, monkeypatch):
+    read = predict.read_slices
+
+    def read_or_not(file, *arguments):
+        if file.name == "01.png":
+            raise MemoryError
+        return read(file, *arguments)
+
+    monkeypatch.setattr(predict, "read_slices", read_or_not)
+    output, errors = run(folder, "scans/00.png", "scans/01.png", "scans/02.png", code=1)
+    assert "scans/00.png" in output and "scans/02.png" in output
+    assert errors == "error: scans/01.png: is too large for this machine's memory\n"
+
+
 def test_a_folder_is_read_at_any_depth_without_what_is_no_scan(folder, tmp_path, run):
     for name in ("b/2.png", "a/1.png", "0.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -296,8 +316,9 @@ def test_a_folder_is_read_at_any_depth_without_what_is_no_scan(folder, tmp_path,
 def test_overlays_lie_over_what_speaks_for_the_class(folder, tmp_path, run):
     run(folder, "scans/00.png", "scans/01.png", "noise.png", "--overlay", tmp_path / "over")
     squares = np.load(folder / "images.npy")
-    files = sorted((tmp_path / "over").iterdir())
-    assert [file.name for file in files] == ["scans_00.png.png", "scans_01.png.png"]  # none of the noise
+    files = sorted((tmp_path / "over").rglob("*.png"))
+    names = [file.relative_to(tmp_path / "over").as_posix() for file in files]
+    assert names == ["scans/00.png.png", "scans/01.png.png"]  # none of the noise
     for file, square in zip(files, squares, strict=False):
         drawn = np.asarray(Image.open(file)).astype(int)
         assert drawn.shape == (SIZE, 2 * SIZE, 3)
@@ -308,6 +329,37 @@ def test_overlays_lie_over_what_speaks_for_the_class(folder, tmp_path, run):
 def test_overlays_of_an_onnx_file_are_refused(folder, tmp_path, run):
     arguments = ("scans/00.png", "--model", "models/model.onnx", "--overlay", tmp_path / "over")
     assert "error: --overlay: Grad-CAM needs torch" in run(folder, *arguments, code=1)[1]
+
+
+def test_overlays_keep_their_folders_and_stay_in_theirs(folder, tmp_path, run):
+    deep = tmp_path / ("a" * 130) / ("b" * 130)  # together longer than a file's name may be
+    places = [tmp_path / "a/b.png", tmp_path / "a_b.png", deep / "c.png"]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(folder / "scans/00.png").save(place)
+    (tmp_path / "here").mkdir()
+    model = "--model", folder / "models"
+    run(tmp_path / "here", "../a/b.png", "../a_b.png", deep / "c.png", *model, "--overlay", "over")
+    drawn = [file.relative_to(tmp_path / "here/over") for file in (tmp_path / "here").rglob("*.png")]
+    expected = ["_/a/b.png.png", "_/a_b.png.png", f"{str(deep).strip('/')}/c.png.png"]
+    assert sorted(map(str, drawn)) == sorted(expected)
+
+
+def test_answers_are_given_also_where_no_overlay_can_be_written(folder, tmp_path, run):
+    (tmp_path / "file").write_text("in the way")
+    output, errors = run(folder, "scans/00.png", "--overlay", tmp_path / "file", code=1)
+    assert "scans/00.png  wet" in output
+    assert errors.startswith(f"error: --overlay {tmp_path / 'file'}: ") and errors.count("\n") == 1
+
+
+def test_novelty_of_other_weights_is_refused(folder, tmp_path):
+    for other in (folder / "models").iterdir():
+        (tmp_path / other.name).write_bytes(other.read_bytes())
+    model, described = load_model(tmp_path / "model.safetensors", tmp_path / "model.json")
+    again = {name: value + 1 for name, value in model.state_dict().items()}
+    save_model(again, described, tmp_path / "model.safetensors", tmp_path / "model.json")
+    with pytest.raises(UserError, match=r"is of other weights than .*: run dvc repro export"):
+        braintumor.load(tmp_path)
 
 
 @pytest.mark.parametrize(

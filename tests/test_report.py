@@ -86,6 +86,37 @@ def test_the_answer_stands_first_with_its_interval_and_the_warning(text, finishe
     assert "Not measured on these images" in answer
 
 
+def test_the_sections_stand_in_their_order_and_show_every_picture_once(text, finished):
+    expected = [
+        "answer",
+        "data",
+        "training",
+        "evaluation",
+        "errors",
+        "saliency",
+        "use",
+        "environment",
+        "card",
+        "limits",
+    ]
+    assert re.findall(r'<section id="([^"]*)"', text) == expected
+    parts = dict(zip(expected, text.split("<section id=")[1:], strict=True))
+    drawn = {file.stem for file in (finished.folder / "plots/explain").glob("*.png")}
+    sheets = {name for name in drawn if not name.startswith("gradcam_errors")}  # the gallery has those
+    assert len(sheets) >= 9 and parts["saliency"].count("<img ") == len(sheets)
+    predictions = read_table(finished.folder / "data/predictions.csv")
+    wrong = (predictions["class"] != predictions["prediction"]).sum()
+    assert parts["errors"].count("<img ") == 3 * wrong
+    manifest = read_table(finished.folder / "data/manifest.csv")
+    contradictory = manifest.groupby("copy_group")["class"].nunique()
+    shown = manifest[manifest["copy_group"].isin(contradictory[contradictory > 1].index)]
+    ones = len(shown.drop_duplicates(["copy_group", "class"]))
+    # The overview, eight pairs of copies, and one image of each class of a contradictory picture.
+    assert ones >= 2 and parts["data"].count("<img ") == 1 + 2 * 8 + ones
+    assert f"filed under more than one class: {(contradictory > 1).sum()}." in parts["data"]
+    assert [parts[name].count("<svg") for name in ("training", "evaluation")] == [3, 6]
+
+
 def test_the_confusion_matrix_counts_the_predictions(text, finished):
     class Cells(HTMLParser):
         def __init__(self):
@@ -209,6 +240,11 @@ def test_the_gallery_is_filtered_and_sorted(opened, finished):
     page.select_option("#order", "similarity")
     alike = page.eval_on_selector_all("#gallery li", "all => all.map(one => Number(one.dataset.similarity))")
     assert alike == sorted(alike, reverse=True) and len(set(alike)) > 1
+    page.select_option("#order", "class")
+    by_class = page.eval_on_selector_all(
+        "#gallery li", "all => all.map(one => [one.dataset.class, -one.dataset.confidence])"
+    )
+    assert by_class == sorted(by_class) and len({name for name, _ in by_class}) > 1
     page.select_option("#order", "name")
     names = page.eval_on_selector_all("#gallery li", "all => all.map(one => one.dataset.name)")
     assert len(names) == len(wrong) and sorted(names, key=str.lower) == names

@@ -233,3 +233,5 @@ def test_a_folder_of_mixed_files_has_its_scans_known_by_name(tmp_path):
     for name in names:
         (tmp_path / name).write_text("hello")
     assert [name for name in names if is_scan(tmp_path / name)] == ["a.jpg", "a.PNG", "a.dcm", "a.nii", "a.nii.gz"]
+    # What cannot be opened is left to the reading, which says so.
+    assert is_scan(tmp_path / "gone")

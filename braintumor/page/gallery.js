@@ -10,7 +10,8 @@ if (controls) {
     const [actual, called, least, order] = ["by-class", "by-prediction", "by-confidence", "order"].map(value);
     const key = order.replace("-", "");
     const items = [...list.children];
-    items.sort((a, b) => key === "name" ? a.dataset.name.localeCompare(b.dataset.name) : b.dataset[key] - a.dataset[key]);
+    const byName = (a, b) => a.dataset[key].localeCompare(b.dataset[key]) || b.dataset.confidence - a.dataset.confidence;
+    items.sort(["name", "class"].includes(key) ? byName : (a, b) => b.dataset[key] - a.dataset[key]);
     if (order[0] === "-") items.reverse();
     let shown = 0;
     for (const item of items) {
