@@ -83,7 +83,8 @@ def describe_image(grey: Tensor) -> Tensor:
     """
     across, down = (grey[..., 1:] - grey[..., :-1]).abs(), (grey[..., 1:, :] - grey[..., :-1, :]).abs()
     rough = F.pad(across, (0, 1)) + F.pad(down, (0, 0, 0, 1))
-    means, roughness = (F.avg_pool2d(values, grey.shape[-1] // BLOCKS).flatten(1) for values in (grey, rough))
+    pooled = (F.avg_pool2d(values, grey.shape[-1] // BLOCKS) for values in (grey, rough))
+    means, roughness = (blocks[..., :BLOCKS, :BLOCKS].flatten(1) for blocks in pooled)
     variance = (grey - grey.mean((2, 3), keepdim=True)).square()
     mean, variance, rough_mean = (values.mean((1, 2, 3))[:, None] for values in (grey, variance, rough))
     deviation, step = variance.sqrt(), 1 / 255

@@ -74,7 +74,12 @@ def layer_sheet(title: str, image: np.ndarray, model: nn.Module, outputs: dict[s
         From `layers.layer_outputs`. Of very many layers, evenly spaced ones are drawn.
     """
     weighted = weighted_layers(model)
-    names = [name for name in outputs if name in weighted]
+    # Of a transformer's linear layers the outputs are tokens, which are no picture.
+    names = [
+        name
+        for name, output in outputs.items()
+        if name in weighted and output.ndim == (4 if isinstance(weighted[name][0], nn.Conv2d) else 2)
+    ]
     strips = [("the image", [image])]
     for name in (names[i] for i in evenly(len(names), LAYERS)):
         channels = outputs[name][0].float().cpu().numpy()

@@ -1,5 +1,6 @@
 """How long an experiment takes, from a few steps of its training."""
 
+import math
 import time
 from functools import cache
 
@@ -18,13 +19,28 @@ TRAINED, VALIDATED, FORWARD = 0.72, 0.08, 0.35
 STARTED = 20.0  # seconds to copy the project, check what is there and import torch in each stage
 
 
-def seconds_of(params: Params) -> float:
-    """Estimate the seconds of one experiment in which all before the split is there."""
-    train = params.train
-    images = params.data.images if params.data.source == "kaggle" else 6 * params.data.phantom_patients
+def seconds_of(params: Params, images: int | None) -> float:
+    """Estimate the seconds of one experiment in which all before the split is there.
+
+    Parameters
+    ----------
+    params : Params
+    images : int or None
+        In the data; None where they are not there yet, so that it is guessed.
+
+    Returns
+    -------
+    float
+        nan where the images cannot be guessed.
+    """
+    train, data = params.train, params.data
+    if images is None:
+        images = {"kaggle": data.images, "phantom": 6 * data.phantom_patients}.get(data.source)
+    if images is None:
+        return math.nan
     epoch = TRAINED + FORWARD * VALIDATED
     shares = train.epochs * epoch + FORWARD * (1 - TRAINED - VALIDATED)
-    steps = (images or 0) * shares / train.batch_size + params.lr_range.steps
+    steps = images * shares / train.batch_size + params.lr_range.steps
     channels = None if train.channels is None else tuple(train.channels)
     measured = train.model, channels, train.hidden, params.preprocess.size, train.batch_size, train.optimizer
     return STARTED + steps * _step_seconds(

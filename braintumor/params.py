@@ -251,14 +251,35 @@ def with_overrides(content: dict, overrides: dict[str, Any]) -> Params:
 
     Raises
     ------
-    ValidationError, KeyError, ValueError
+    ValidationError, ValueError
         If there is no such param, or if it does not take such a value.
     """
     changed = {section: dict(values) for section, values in content.items()}
     for name, value in overrides.items():
-        section, param = name.split(".")
+        section, _, param = name.partition(".")
+        if param not in changed.get(section, {}):
+            raise ValueError(f"{name}: no such param")
         changed[section][param] = value
     return Params.model_validate(changed)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of YAML that names settings.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, or is not YAML or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: has no settings by name")
+    return content
 
 
 def load_params(path: Path) -> Params:
@@ -269,13 +290,9 @@ def load_params(path: Path) -> Params:
     UserError
         If the file is missing, is not YAML, lacks a param, or has an unknown or ill-typed one.
     """
+    content = read_settings(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Params.model_validate(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problems = [_explain(problem) for problem in error.errors()]
         raise UserError(f"{path}: {'; '.join(problems)}") from None

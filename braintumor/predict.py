@@ -270,6 +270,8 @@ def main() -> None:
             save_overlays(answers, arguments.model, arguments.overlay)
         except OSError as error:
             problems.append(f"--overlay {arguments.overlay}: {error.strerror or error} ({error.filename})")
+        except UserError as error:
+            problems.append(f"--overlay: {error}")
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     sys.exit(bool(problems))

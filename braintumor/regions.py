@@ -1,5 +1,6 @@
 """Where tumours are known to lie: boxes and masks of the images, brought into their grey squares."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ EDGES = ["left", "top", "right", "bottom"]
 
 
 def read_boxes(file: Path) -> pd.DataFrame:
-    """Read a csv of tumours' boxes, such as `braintumor.figshare` writes.
+    """Read a csv of tumours' boxes, such as `braintumor.figshare` writes; comments (#) may stand above its header.
 
     Returns
     -------
@@ -25,7 +26,9 @@ def read_boxes(file: Path) -> pd.DataFrame:
         If the file cannot be read, lacks a column, names an image twice, or has a box that is none.
     """
     try:
-        table = pd.read_csv(file, comment="#", usecols=["path", *EDGES], dtype={"path": str})
+        with file.open(encoding="utf-8") as lines:
+            comments = sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), lines))
+        table = pd.read_csv(file, skiprows=comments, usecols=["path", *EDGES], dtype={"path": str})
         boxes = table.set_index("path")[EDGES].astype(float).dropna()
     except OSError as error:
         raise UserError(f"explain.boxes: {file} cannot be read: {error.strerror}") from None

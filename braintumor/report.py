@@ -127,13 +127,16 @@ def protocol_of(results: Results, params: Params) -> tuple[str, str]:
     """Return the label and the sentence of what was tested, by the protocol and by what is known of the images."""
     split, data = params.split, results.metrics["data"]
     protocol, by = split.protocol, split.group_by
-    if not data["testing_images"]:
+    halved = protocol == "seed"
+    if not data["testing_images"] and protocol != "source":
         protocol = "grouped"  # what the split does without a folder Testing
     if not data["patients"]:
         by = "copy"
     label, sentence = PROTOCOLS[protocol, by if protocol == "grouped" else None]
     if protocol == "grouped":
         sentence += f" This is fold {split.fold} of {split.folds}."
+        if halved:
+            sentence += " The other half of the fold chose the epoch, and shares people and copies with this one."
     if protocol == "source":
         sentence += f" Here: {split.source}."
     return label, sentence

@@ -8,6 +8,7 @@ from scipy.stats import rankdata
 from torch import nn
 
 from braintumor.batches import Batches
+from braintumor.views import border_width
 
 THRESHOLDS = np.arange(1, 20) / 20  # of a map whose largest value is 1
 
@@ -131,7 +132,7 @@ def border_shares(maps: np.ndarray, width: float) -> np.ndarray:
         0 to 1; NaN for a map of zeros.
     """
     size = maps.shape[1]
-    edge = round(width * size)
+    edge = border_width(size, width)
     whole = maps.sum(axis=(1, 2), dtype=np.float64)
     inner = maps[:, edge : size - edge, edge : size - edge].sum(axis=(1, 2), dtype=np.float64)
     with np.errstate(invalid="ignore"):

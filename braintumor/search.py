@@ -21,10 +21,9 @@ import dvc.api
 import optuna
 import yaml
 from optuna.trial import Trial, TrialState
-from pydantic import ValidationError
 
 from braintumor.errors import UserError
-from braintumor.params import with_overrides
+from braintumor.params import read_settings, with_overrides
 from braintumor.provenance import git
 from braintumor.study import COMMITTED, DVC, PARAMS, recipe_of
 
@@ -70,12 +69,17 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
     UserError
         If a param is not one, or if it does not take a bound or a choice.
     """
-    search = yaml.safe_load(file.read_text(encoding="utf-8"))
+    search = read_settings(file)
+    if missing := {"space", "overrides", "trials", "startup", "warmup"} - search.keys():
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
     for name, kind in search["space"].items():
-        for value in kind.get("choices") or [kind["low"], kind["high"]]:
+        if not {"choices"} <= kind.keys() and not {"low", "high"} <= kind.keys():
+            raise UserError(f"{file}: {name}: needs low and high, or choices")
+        # What is drawn between bounds is no integer.
+        for value in kind.get("choices") or [float(kind["low"]), float(kind["high"])]:
             try:
                 with_overrides(content, search["overrides"] | {name: value})
-            except (ValidationError, KeyError, ValueError) as error:
+            except ValueError as error:  # pydantic's are such, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
     return search
 

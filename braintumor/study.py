@@ -23,16 +23,16 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from pydantic import ValidationError
 
 from braintumor.errors import UserError
-from braintumor.params import Params, load_params, with_overrides
+from braintumor.files import replacing_file
+from braintumor.params import Params, load_params, read_settings, with_overrides
 from braintumor.provenance import git
 from braintumor.results import read_scores
 from braintumor.study_tables import fill_page, ladder, ladder_figure
-from braintumor.tables import write_table
+from braintumor.tables import read_table, write_table
 
-STUDY, PARAMS = Path("study.yaml"), Path("params.yaml")
+STUDY, PARAMS, MANIFEST = Path("study.yaml"), Path("params.yaml"), Path("data/manifest.csv")
 RESULTS, PLOTS, PAGE = Path("metrics/study.csv"), Path("plots/study"), Path("docs/study.md")
 TARGET = "evaluate"  # what comes after it, such as pictures and the report, no row needs
 # What an experiment is queued from has to be committed, or its commit says something else than what ran.
@@ -117,7 +117,13 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
     UserError
         If a name occurs twice, a param is not one, or an experiment has both ``vary`` and ``repeat``.
     """
-    parts = yaml.safe_load(file.read_text(encoding="utf-8"))["parts"]
+    try:
+        return _read_parts(file, read_settings(file)["parts"], content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: needs parts with experiments, each with a name ({error!r})") from None
+
+
+def _read_parts(file: Path, parts: dict, content: dict) -> list[Experiment]:
     ranked = []
     for place, (part, described) in enumerate(parts.items()):
         for entry in described["experiments"]:
@@ -126,7 +132,10 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
             if {"vary", "repeat"} <= entry.keys():
                 raise UserError(f"{file}: {name} has both vary and repeat: make two experiments of it")
             repeated = "repeat" in entry
-            ((param, values),) = entry.get("repeat" if repeated else "vary", {None: [None]}).items()
+            varied_params = entry.get("repeat" if repeated else "vary", {None: [None]})
+            if len(varied_params) != 1:
+                raise UserError(f"{file}: {name} varies {len(varied_params)} params: one, with a list of values")
+            ((param, values),) = varied_params.items()
             for number, value in enumerate(values):
                 ending = f"-{param.split('.')[1]}-{value}" if param else ""
                 varied = overrides | ({param: value} if param else {})
@@ -136,7 +145,7 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
                 ranked.append((rank, row))
                 try:
                     with_overrides(content, varied)
-                except (ValidationError, KeyError, ValueError) as error:
+                except ValueError as error:  # pydantic's are such, too
                     raise UserError(f"{file}: {row.name}: {' '.join(str(error).split())}") from None
     experiments = [row for _, row in sorted(ranked, key=lambda pair: pair[0])]
     names = [row.name for row in experiments]
@@ -199,7 +208,7 @@ def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | Non
     try:
         content, code, sections = committed(commit)
         params = with_overrides(content, overrides or {}).model_dump()
-    except (ValidationError, KeyError, ValueError, subprocess.CalledProcessError):
+    except (ValueError, subprocess.CalledProcessError):
         return None
     used = {section: params[section] for section in sections if section in params}
     return sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
@@ -368,7 +377,9 @@ class Study:
             ladder_figure(rungs, PLOTS / "ladder.png")
         if PAGE.exists():
             parts = dict.fromkeys(row.part for row in self.experiments)
-            PAGE.write_text(fill_page(PAGE.read_text(encoding="utf-8"), table, parts), encoding="utf-8")
+            page = fill_page(PAGE.read_text(encoding="utf-8"), table, parts)
+            with replacing_file(PAGE) as beside:
+                beside.write_text(page, encoding="utf-8")
 
 
 def jobs_at_a_time(params: Params) -> int:
@@ -442,7 +453,8 @@ def show(study: Study, content: dict) -> None:
 
     params = {row.name: with_overrides(content, row.overrides) for row in study.experiments}
     states = ("missing", "failed", "queued", "running")
-    seconds = {row.name: seconds_of(params[row.name]) for row in study.rows(*states)}
+    images = len(read_table(MANIFEST)) if MANIFEST.exists() else None
+    seconds = {row.name: seconds_of(params[row.name], images) for row in study.rows(*states)}
     lines = [
         {
             "experiment": row.name,

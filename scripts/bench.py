@@ -4,7 +4,6 @@ Needs the real dataset in data/raw and a finished `dvc repro`; nothing else shou
 """
 
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,8 @@ from datetime import date
 from pathlib import Path
 
 from braintumor.device import processor
-from braintumor.pages import fill
+from braintumor.pages import fill_file, table
+from scripts import run_script
 from scripts.demo import PROJECT
 
 # A child's peak begins at its parent's size, so a small process stands between.
@@ -25,10 +25,16 @@ sys.exit(code != 0)
 """
 
 
-def measure(command: str, folder: Path = PROJECT) -> tuple[float, float]:
-    """Run a command in a folder and return its seconds and the peak memory of its largest process, in GB."""
+def measure(command: str | list[str], folder: Path = PROJECT) -> tuple[float, float]:
+    """Run a command, its words parted by spaces or in a list, in a folder.
+
+    Returns
+    -------
+    seconds, memory : float
+        The latter the peak of its largest process, in GB.
+    """
     start = time.perf_counter()
-    runner = [sys.executable, "-c", RUNNER, *shlex.split(command)]
+    runner = [sys.executable, "-c", RUNNER, *(command.split() if isinstance(command, str) else command)]
     done = subprocess.run(runner, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
@@ -62,16 +68,12 @@ def main() -> None:
         ("from `calibrate` to `report`, the 1,404 test images", after, "180 s"),
         ("`dvc repro` with nothing to do", idle, "2 s"),
     ]
-    lines = ["| what | time | peak memory | target |", "|---|---|---|---|"]
-    lines += [
-        f"| {what} | {seconds:.1f} s | {memory:.2f} GB | {target} |" for what, (seconds, memory), target in rows
-    ]
-    lines += ["", f"{date.today()}, {os.cpu_count()} cores of {processor()}.", ""]
-    table = "\n".join(lines)
-    print(table)
-    readme = PROJECT / "README.md"
-    readme.write_text(fill(readme.read_text(encoding="utf-8"), "bench", table), encoding="utf-8")
+    lines = [[what, f"{seconds:.1f} s", f"{memory:.2f} GB", target] for what, (seconds, memory), target in rows]
+    text = table(["what", "time", "peak memory", "target"], lines)
+    text += f"\n\n{date.today()}, {os.cpu_count()} cores of {processor()}."
+    print(text)
+    fill_file(PROJECT / "README.md", {"bench": text})
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,7 +6,6 @@ Writes metrics/benchmark.json, docs/benchmark.md and docs/benchmark.png. Nothing
 import argparse
 import json
 import os
-import shlex
 import sys
 import tempfile
 import time
@@ -261,8 +260,8 @@ def memory(shared: Bench, results: dict) -> dict:
     rows, size, _ = np.load(images, mmap_mode="r").shape
     found = {}
     for file in (images, write_zeros(shared.temporary / "ten_times.npy", 10 * rows, size)):
-        quick = "--quick" if shared.effort == QUICK else ""
-        command = f"{sys.executable} -m scripts.bench_training --child {shlex.quote(str(file))} {quick}"
+        quick = ["--quick"] if shared.effort == QUICK else []
+        command = [sys.executable, "-m", "scripts.bench_training", "--child", str(file), *quick]
         seconds, peak = bench.measure(command, PROJECT)
         name = "once" if file == images else "ten times"
         found[name] = {"array_gb": file.stat().st_size / 1e9, "seconds": seconds, "peak_gb": peak}

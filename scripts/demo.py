@@ -53,8 +53,8 @@ def prepare(folder: Path, overrides: dict[str, dict]) -> None:
     for section, values in overrides.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    if not (folder / ".dvc").exists():
-        subprocess.run([*DVC, "init", "--quiet", "--no-scm"], cwd=folder, check=True)
+    if not (folder / ".dvc" / "config").exists():  # it is written last, should this be killed
+        subprocess.run([*DVC, "init", "--quiet", "--no-scm", "--force"], cwd=folder, check=True)
         shutil.copy(PROJECT / ".dvc" / "config", folder / ".dvc" / "config")
         subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=folder, check=True)
     shutil.copytree(PROJECT / ".dvc" / "plots", folder / ".dvc" / "plots", dirs_exist_ok=True)

@@ -15,15 +15,15 @@ from torch import nn
 
 from braintumor import explanation, saliency
 from braintumor.batches import Batches
-from braintumor.errors import UserError
 from braintumor.layers import choose_layer, first_images, layer_outputs, shuffle_from_the_last, weighted_layers
-from braintumor.pages import fill, table
+from braintumor.pages import fill_file, table
 from braintumor.params import load_params
 from braintumor.regions import find_tumours
 from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import VALIDATION, read_images, read_table
 from braintumor.training import predict
 from braintumor.weights import load_model
+from scripts import run_script
 from scripts.demo import PROJECT
 
 PAGE = PROJECT / "docs/explanation.md"
@@ -90,11 +90,8 @@ def main() -> None:
     text = table(["layer", "cells", "pointing game", "overlap", "border share", "pointing, shuffled"], lines)
     text += f"\n\n{len(rows)} validation images with a tumour that is known."
     print(text)
-    PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), "map-layers", text), encoding="utf-8")
+    fill_file(PAGE, {"map-layers": text})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

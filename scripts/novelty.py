@@ -23,16 +23,18 @@ from sklearn.neighbors import NearestNeighbors
 import braintumor
 from braintumor.deployed import SEEN, Describer, run_batches
 from braintumor.device import processor
+from braintumor.files import replacing_file
 from braintumor.images import resize_square, to_grey
 from braintumor.intervals import named, share
 from braintumor.novelty import fit_novelty, noise_squares, phantom_squares, shuffled_blocks, told_apart
-from braintumor.pages import fill
+from braintumor.pages import fill_file, table
 from braintumor.params import Export, load_params
 from braintumor.predictor import Predictor
 from braintumor.provenance import checksum
 from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
 from braintumor.weights import load_model
+from scripts import run_script
 from scripts.demo import PROJECT
 
 PAGE = PROJECT / "docs/using.md"
@@ -105,9 +107,8 @@ def latencies(models: dict[str, Predictor], squares: np.ndarray) -> dict[str, di
 
 def latency_table(times: dict[str, dict[str, float]], device: str) -> str:
     """Write the times as a table of Markdown."""
-    lines = ["| runs in | one image | each of 64 |", "|---|---|---|"]
-    lines += [f"| {name} | {took['one']:.1f} ms | {took['each_of_64']:.1f} ms |" for name, took in times.items()]
-    return "\n".join([*lines, "", f"{date.today()}, {device}."])
+    rows = [[name, f"{took['one']:.1f} ms", f"{took['each_of_64']:.1f} ms"] for name, took in times.items()]
+    return table(["runs in", "one image", "each of 64"], rows) + f"\n\n{date.today()}, {device}."
 
 
 def comparison(groups: dict[str, np.ndarray], methods: dict[str, dict[str, np.ndarray]], params: Export) -> str:
@@ -122,10 +123,7 @@ def comparison(groups: dict[str, np.ndarray], methods: dict[str, dict[str, np.nd
     params : Export
     """
     kinds = [kind for kind in groups if kind != TEST]
-    lines = [
-        f"| method | test | {' | '.join(f'{kind} ({len(groups[kind])})' for kind in kinds)} |",
-        "|---" * (len(kinds) + 2) + "|",
-    ]
+    rows = []
     for method, scores in methods.items():
         limit = np.quantile(scores[VALIDATION], 1 - params.flagged)
         cells = [with_interval(named("marked", share(scores[TEST] > limit)), "marked")]
@@ -134,8 +132,8 @@ def comparison(groups: dict[str, np.ndarray], methods: dict[str, dict[str, np.nd
             told = told_apart(scores[TEST], groups[TEST], scores[kind], groups[kind], *drawn)
             written = named("area", told) | named("marked", share(scores[kind] > limit))
             cells.append(f"{number_with_interval(written, 'area')}<br>{with_interval(written, 'marked')}")
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([method, *cells])
+    return table(["method", "test", *(f"{kind} ({len(groups[kind])})" for kind in kinds)], rows)
 
 
 def main() -> None:
@@ -143,13 +141,13 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = PROJECT / "models"
     model, described = load_model(folder / "model.safetensors", folder / "model.json")
-    table = read_table(PROJECT / "data/split.csv")
-    array = read_images(PROJECT / "data/images.npy", table)
-    rows = {subset: np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION, TEST)}
+    pool = read_table(PROJECT / "data/split.csv")
+    array = read_images(PROJECT / "data/images.npy", pool)
+    rows = {subset: np.flatnonzero(pool["subset"] == subset) for subset in (TRAIN, VALIDATION, TEST)}
     known = {subset: array[own] for subset, own in rows.items()}
     size, letterbox = array.shape[1], described.preprocess["fit"] == "letterbox"
     noise = noise_squares(200, size, described.mean, described.deviation, params.seed)
-    crop, tested = described.preprocess["crop"], table["group"].to_numpy()[rows[TEST]]
+    crop, tested = described.preprocess["crop"], pool["group"].to_numpy()[rows[TEST]]
     new = {
         "shuffled blocks": (shuffled_blocks(known[TEST], params.seed), tested),
         "noise": (noise, np.array([f"noise {i}" for i in range(len(noise))])),
@@ -161,20 +159,18 @@ def main() -> None:
     sets = known | {kind: squares for kind, (squares, _) in new.items()}
     described_sets = {name: run_batches(describer, squares, 64) for name, squares in sets.items()}
     logits, features = ({name: both[i] for name, both in described_sets.items()} for i in (0, 1))
-    labels = table["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
+    labels = pool["class"].iloc[rows[TRAIN]].map(described.classes.index).to_numpy()
     methods = distances(logits, features, labels)
     models = {"torch": braintumor.load(folder), "onnxruntime": braintumor.load(folder / "model.onnx")}
     device = f"one thread of {processor()}, {os.cpu_count()} cores"
     took = latencies(models, known[TEST])
     measured = {"onnx_sha256": checksum(folder / "model.onnx"), "device": device, "milliseconds": took}
-    (PROJECT / "metrics/latency.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    with replacing_file(PROJECT / "metrics/latency.json") as beside:
+        beside.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
     tables = {"novelty": comparison(groups, methods, params), "latency": latency_table(took, device)}
-    page = PAGE.read_text(encoding="utf-8")
-    for name, text in tables.items():
-        print(text, end="\n\n")
-        page = fill(page, name, text)
-    PAGE.write_text(page, encoding="utf-8")
+    print(*tables.values(), sep="\n\n")
+    fill_file(PAGE, tables)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

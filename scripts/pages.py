@@ -16,10 +16,11 @@ import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
 
-from braintumor.pages import fill, table
+from braintumor.pages import fill_file, table
 from braintumor.params import load_params
 from braintumor.results import ABSENT, interval_text, number_with_interval, percent, with_interval
 from braintumor.sections import CALIBRATED, NAMES
+from scripts import run_script
 from scripts.demo import PROJECT
 
 PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md"
@@ -285,11 +286,9 @@ def main() -> None:
     pages = {PROJECT / name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
     if homeless := [mark for mark in tables if not any(f"<!-- {mark} -->" in page for page in pages.values())]:
         sys.exit(f"error: no page has the marks of {', '.join(homeless)}")
-    for file, page in pages.items():
-        for mark, text in tables.items():
-            page = fill(page, mark, text)
-        file.write_text(page, encoding="utf-8")
+    for file in pages:
+        fill_file(file, tables)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -250,8 +250,8 @@ def measure_dvc(folder: Path, sizes: tuple[int, int] = (500, 6500)) -> dict[str,
         make_files(repository / "raw", n)
         for command in ("init --quiet --no-scm", "config core.analytics false", "config core.check_update false"):
             subprocess.run([*DVC, *command.split()], cwd=repository, check=True)
-        added = bench.measure(" ".join([*DVC, "add --quiet raw"]), repository)
-        idle = min(bench.measure(" ".join([*DVC, "status --quiet"]), repository)[0] for _ in range(3))
+        added = bench.measure([*DVC, "add", "--quiet", "raw"], repository)
+        idle = min(bench.measure([*DVC, "status", "--quiet"], repository)[0] for _ in range(3))
         costs.append([*added, idle])
     add, memory, idle = (np.array(costs[1]) - costs[0]) / (sizes[1] - sizes[0])
     return {"dvc_add": 1 / add, "dvc_bytes": memory * 1e9, "dvc_idle": 1 / idle, "dvc_start": costs[0][2]}

@@ -22,9 +22,10 @@ from torchvision.models import resnet50
 from braintumor import plots
 from braintumor.device import processor
 from braintumor.models import Architecture, count_parameters
-from braintumor.pages import fill
+from braintumor.pages import fill_file, table
 from braintumor.params import load_params
 from scripts import rates as measured
+from scripts import run_script
 from scripts.demo import PROJECT
 from scripts.rates import Step
 from stages import workers
@@ -276,11 +277,6 @@ def duration(value: float) -> str:
     return "-" if math.isnan(value) else f"{number(value / (unit or 1))} {name}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Write a table in Markdown."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows]) + "\n"
-
-
 def limits(r: dict[str, float], work: Work) -> list[list[str]]:
     """Say of each resource from where on it gives out, and what one would do then."""
     memory, image, row, n = psutil.virtual_memory().total, work.image_bytes, work.table_bytes, number
@@ -350,17 +346,17 @@ def report(r: dict[str, float], work: Work, load: float) -> str:
         speeds.append(line)
     stages = [stage_seconds(images, r, work.image_bytes) for images in SIZES]
     sizes = [number(images) for images in SIZES]
-    return "\n".join(
+    return "\n\n".join(
         [
             f"Measured on {date.today()}, {workers()} cores of {processor()} with {n(memory / 1e9)} GB, at a load "
             f"of {load:.1f} before{' (not quiet: rates are too low)' * (load > 0.5)}. Training, audit and "
-            "preprocess use all cores.\n",
+            "preprocess use all cores.",
             table(["measured", ""], [list(row) for row in rates.items()]),
             f"Counted: a step of the default network is {step.operations:.0f} operations, of at least "
             f"{n(1e6 * work.least / step.operations)} µs each by the measured steps of 64 images, which move "
             f"{n(step.fixed_bytes / 1e6)} MB and {n(step.image_bytes / 1e6)} MB an image; its convolutions and "
             f"products take {n(step.image_flops / 1e9)} GFLOP an image. By the same count, ResNet-50 reached "
-            f"{n(100 * work.share)}% of an A100's bandwidth; that share is taken for every card.\n",
+            f"{n(100 * work.share)}% of an A100's bandwidth; that share is taken for every card.",
             table(["assumed", "from"], [["; ".join(values), source] for source, values in sources.items()]),
             table(
                 ["images/s with `train.batch_size`", "64 (default)", "1,024", f"{n(A['batch'])} a card"], speeds
@@ -412,9 +408,9 @@ def main() -> None:
     tables = report(r, work, load)
     print(tables)
     page = PROJECT / "docs" / "scaling.md"
-    page.write_text(fill(page.read_text(encoding="utf-8"), "scaling", tables), encoding="utf-8")
+    fill_file(page, {"scaling": tables})
     plots.save(draw(r, work), page.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,10 +14,11 @@ import dvc.api
 import pandas as pd
 import yaml
 
-from braintumor.pages import fill
+from braintumor import pages
 from braintumor.params import load_params
 from braintumor.results import read_scores
 from braintumor.tables import write_table
+from scripts import run_script
 from scripts.demo import PROJECT
 
 RESULTS = PROJECT / "metrics" / "seeds.csv"
@@ -92,18 +93,16 @@ def run_row(row: tuple[str, str, int, int]) -> dict:
 
 def summary(table: pd.DataFrame) -> str:
     """Return mean and standard deviation of each protocol's rows, as a table of Markdown."""
-    lines = [
-        "| protocol | rows | all test images | distinct | without a copy in training | validation |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for (protocol, group_by), rows in table.groupby(["protocol", "group_by"], sort=False):
         cells = []
         for column in ("accuracy", "distinct_accuracy", "copy_free_accuracy", "val_accuracy"):
             mean, deviation = 100 * rows[column].mean(), 100 * rows[column].std()
             cells.append(f"{mean:.2f}%" if len(rows) == 1 else f"{mean:.2f}% ± {deviation:.2f}")
         name = f"`grouped` by {group_by}, folds" if protocol == "grouped" else f"`{protocol}`, seeds"
-        lines.append(f"| {name} | {len(rows)} of 5 | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        lines.append([name, f"{len(rows)} of 5", *cells])
+    header = ["protocol", "rows", "all test images", "distinct", "without a copy in training", "validation"]
+    return pages.table(header, lines)
 
 
 def code() -> list[str]:
@@ -148,10 +147,9 @@ def main() -> None:
         result = pd.DataFrame([run_row(row)])
         table = pd.concat([table, result], ignore_index=True) if len(table) else result
         write_table(table, RESULTS)
-        page = fill(PAGE.read_text(encoding="utf-8"), "seeds", summary(table))
-        PAGE.write_text(page, encoding="utf-8")
+        pages.fill_file(PAGE, {"seeds": summary(table)})
         print(result.to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -34,14 +34,14 @@ def git(*arguments: str) -> int:
 
 
 def main() -> None:
-    if not (FOLDER / ".dvc").exists():
-        FOLDER.mkdir()
-        git("init", "--quiet")
-        # Whoever has given git no name has one here.
-        git("config", "user.name", "study")
-        git("config", "user.email", "study@localhost")
-        subprocess.run([*DVC, "init", "--quiet"], cwd=FOLDER, check=True)
-        shutil.copy(PROJECT / ".dvc" / "config", FOLDER / ".dvc" / "config")
+    FOLDER.mkdir(exist_ok=True)
+    git("init", "--quiet")  # changes nothing where there is one
+    # Whoever has given git no name has one here.
+    git("config", "user.name", "study")
+    git("config", "user.email", "study@localhost")
+    if not (FOLDER / ".dvc" / "config").exists():
+        subprocess.run([*DVC, "init", "--quiet", "--force"], cwd=FOLDER, check=True)
+    shutil.copy(PROJECT / ".dvc" / "config", FOLDER / ".dvc" / "config")
     prepare(FOLDER, OVERRIDES)
     (FOLDER / "docs").mkdir(exist_ok=True)
     for name in (".gitignore", "docs/study.md"):

@@ -15,19 +15,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F  # noqa: N812, the usual name
-import yaml
 from matplotlib.figure import Figure
 
 from braintumor.batches import make_sets
 from braintumor.device import choose_device
 from braintumor.epochs import make_training
+from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
-from braintumor.pages import fill
-from braintumor.params import Params, load_params, pick, with_overrides
+from braintumor.pages import fill_file, table
+from braintumor.params import Params, load_params, pick, read_settings, with_overrides
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
 from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
 from braintumor.training import Recipe, predict
+from scripts import run_script
 from scripts.demo import PROJECT
 
 VARIANTS = PROJECT / "tuning.yaml"
@@ -84,7 +85,7 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     if split.group_by == "copy":
         table["group"] = table["copy_group"]
     table["subset"] = assign_subsets(
-        table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed
+        table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed, split.source
     )
     table = leave_out(table, share, train.seed)
     sets = make_sets(table, array, train.batch_size, train.balance, device)
@@ -126,12 +127,9 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
 
 def summary(results: pd.DataFrame) -> str:
     """Return the variants, the best first, with mean and standard deviation over their seeds."""
-    lines = [
-        "| variant | seeds | right, distinct images | cross-entropy | right in training | parameters | epochs |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    table = results.drop(columns="protocol").groupby("name", sort=False).agg(["mean", "std", "size"])
-    for name, row in table.sort_values(("distinct_accuracy", "mean"), ascending=False).iterrows():
+    lines = []
+    by_name = results.drop(columns="protocol").groupby("name", sort=False).agg(["mean", "std", "size"])
+    for name, row in by_name.sort_values(("distinct_accuracy", "mean"), ascending=False).iterrows():
         seeds = int(row["seed"]["size"])
         right, loss, known = row["distinct_accuracy"] * 100, row["distinct_loss"], row["train_accuracy"] * 100
         cells = [
@@ -141,8 +139,9 @@ def summary(results: pd.DataFrame) -> str:
             f"{row['parameters']['mean']:,.0f}",
             f"{row['epochs']['mean']:.0f}",
         ]
-        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+        lines.append([name, str(seeds), *cells])
+    header = ["variant", "seeds", "right, distinct images", "cross-entropy", "right in training"]
+    return table([*header, "parameters", "epochs"], lines)
 
 
 def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
@@ -161,38 +160,57 @@ def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
     return figure
 
 
+def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float]]:
+    """Return the params of each variant and seed, and the share of the people that it trains on.
+
+    Raises
+    ------
+    UserError
+        If a variant names no param, or gives one what it does not take.
+    """
+    runs = {}
+    name = "base"
+    try:
+        base = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
+        for name, variant in content["variants"].items():
+            overrides = dict(variant or {})
+            share = overrides.pop("share", 1.0)
+            for seed in content["seeds"]:
+                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share
+    except KeyError as error:
+        raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None
+    except ValueError as error:  # pydantic's are such, too
+        raise UserError(f"{VARIANTS}: {name}: {' '.join(str(error).split())}") from None
+    return runs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.tuning", description="Compare settings on validation")
     parser.add_argument("names", nargs="*", help="variants of tuning.yaml; all where none is given")
     parser.add_argument("--predictions", type=Path, help="folder for each variant's validation predictions")
     arguments = parser.parse_args()
-    content = yaml.safe_load(VARIANTS.read_text(encoding="utf-8"))
-    params = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
+    content = read_settings(VARIANTS)
+    runs = read_variants(content)
     unknown = set(arguments.names) - set(content["variants"])
     if unknown:
         sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
-    for name, variant in content["variants"].items():
+    for name in content["variants"]:
         if arguments.names and name not in arguments.names:
             continue
         for seed in content["seeds"]:
             done = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
-            overrides = {**(variant or {}), "train.seed": seed}
-            share = overrides.pop("share", 1.0)
-            result, predictions = run_variant(name, with_overrides(params, overrides), share)
+            result, predictions = run_variant(name, *runs[name, seed])
             pd.DataFrame([result]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
             if arguments.predictions:
                 arguments.predictions.mkdir(parents=True, exist_ok=True)
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(result, flush=True)
     results = pd.read_csv(RESULTS)
-    page = PAGE.read_text(encoding="utf-8")
-    for protocol, rows in results.groupby("protocol"):
-        page = fill(page, protocol, summary(rows))
-    PAGE.write_text(page, encoding="utf-8")
+    fill_file(PAGE, {protocol: summary(rows) for protocol, rows in results.groupby("protocol")})
     save(learning_curve(results, content["learning_curve"]), CURVE)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

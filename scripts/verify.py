@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from scripts import run_script
 from scripts.demo import DVC, OVERRIDES, PROJECT
 
 IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
@@ -192,12 +193,13 @@ def verify(folder: Path) -> tuple[str, bool]:
 
 def compare_with(folder: Path, base: str) -> str:
     """Run this commit and its base on made-up images and return the report for a pull request."""
-    commits = {
-        name: subprocess.run(
-            ["git", "rev-parse", name], cwd=PROJECT, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in (base, "HEAD")
-    }
+    commits = {}
+    for name in (base, "HEAD"):
+        command = ["git", "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"]
+        found = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+        if found.returncode:
+            sys.exit(f"error: git knows no commit {name}")
+        commits[name] = found.stdout.strip()
     clone = Clone(folder)
     clone.run("git", "fetch", "--quiet", "origin", *commits.values())
     results = []
@@ -237,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

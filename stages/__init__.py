@@ -23,6 +23,8 @@ def run(stage: Callable[..., None]) -> None:
     except UserError as error:
         # Processes that torchrun has started on one machine mostly fail alike: one of them says why.
         sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+    except OSError as error:  # no space, no permission, an input that no stage has made
+        sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 

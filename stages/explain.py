@@ -93,10 +93,10 @@ def main(
 def read_tested(predictions: Path, pool: pd.DataFrame) -> pd.DataFrame:
     """Read the predictions, after a check that they are the split's, and add the rows of the images."""
     tested = read_table(predictions)
-    tested["row"] = np.flatnonzero(pool["subset"] == TEST)
-    if tested["path"].tolist() != pool["path"].iloc[tested["row"]].tolist():
+    rows = np.flatnonzero(pool["subset"] == TEST)
+    if tested["path"].tolist() != pool["path"].iloc[rows].tolist():
         raise UserError(f"{predictions} is not of the test images of the split: run the stage evaluate")
-    return tested
+    return tested.assign(row=rows)
 
 
 def locate(

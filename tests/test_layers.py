@@ -106,6 +106,18 @@ def test_shuffling_repeats_by_its_seed_and_may_stop_seldom():
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+def test_of_a_transformer_the_layers_that_make_pictures_are_drawn(name):
+    model = build(f"torchvision/{name}", 64)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    outputs = layer_outputs(model, torch.from_numpy(image)[None, None] / 255)
+    titles = [axis.get_title(loc="left") for axis in layer_sheet("a", image, model, outputs).axes]
+    # The image, the convolution that cuts it into patches, and the logits.
+    assert titles[0] == "the image" and "channels" in titles[1]
+    assert len(titles) > 2 and all(title.endswith(": 4 values") for title in titles[2:])
+
+
 def test_a_sheet_shows_the_image_and_every_layer_with_weights():
     model = build("cnn0", 32)
     image = np.arange(32 * 32, dtype=np.uint8).reshape(32, 32)

@@ -123,6 +123,11 @@ def test_an_image_is_described_by_its_grey_values_and_those_beside_them():
     assert dot[6:].reshape(8, 8)[2, 2] == pytest.approx(1 / 4) and dot[6:].sum() == pytest.approx(1 / 4)
 
 
+@pytest.mark.parametrize("size", [16, 20, 31, 48, 63, 160])
+def test_an_image_of_any_size_is_described_by_as_many_numbers(size):
+    assert describe_image(torch.rand(2, 1, size, size)).shape == (2, SEEN)
+
+
 def test_images_of_nothing_are_told_by_how_they_are_described_and_not_by_block_means_alone():
     rng = np.random.default_rng(0)
     heads = phantom_squares(60, 48, crop=False, letterbox=False, seed=0)[0]

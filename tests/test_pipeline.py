@@ -200,6 +200,23 @@ def test_boxes_are_a_file_that_is_there_or_an_error_of_one_line(checkout):
     assert "pointing" not in pd.read_csv(checkout.folder / "plots/randomisation.csv")
 
 
+def test_predictions_of_another_split_are_one_line(checkout):
+    predictions = checkout.folder / "data/predictions.csv"
+    table = read_table(predictions).iloc[:-1]
+    predictions.unlink()  # a link into the cache
+    table.to_csv(predictions, index=False)
+    output = checkout.run(DVC["stages"]["explain"]["cmd"], code=1)
+    assert output.strip() == (
+        "error: data/predictions.csv is not of the test images of the split: run the stage evaluate"
+    )
+
+
+def test_an_input_that_is_not_there_is_one_line(checkout):
+    (checkout.folder / "data/manifest.csv").unlink()
+    output = checkout.run(DVC["stages"]["split"]["cmd"], code=1)
+    assert output.strip() == "error: data/manifest.csv: No such file or directory"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["cnn0", "torchvision/shufflenet_v2_x0_5"])
 def test_other_networks_are_explained_too(checkout, model):

@@ -76,6 +76,14 @@ def test_the_table_that_figshare_makes_is_one(work):  # noqa: F811
     assert masks.sum() == 4 * 4
 
 
+def test_comments_stand_above_the_header_only(tmp_path):
+    file = tmp_path / "boxes.csv"
+    file.write_text("# by hand\npath,left,top,right,bottom\nTraining/g/a#1.jpg,0.1,0.2,0.3,0.4\n")
+    assert read_boxes(file).to_dict("index") == {
+        "Training/g/a#1.jpg": {"left": 0.1, "top": 0.2, "right": 0.3, "bottom": 0.4}
+    }
+
+
 def test_a_slice_without_a_box_is_unknown(tmp_path):
     (tmp_path / "boxes.csv").write_text("path,left,top,right,bottom\na.png,,,,\nb.png,0,0,1,1\n")
     assert read_boxes(tmp_path / "boxes.csv").index.tolist() == ["b.png"]

@@ -5,14 +5,18 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from braintumor.params import load_params, with_overrides
 from braintumor.provenance import measured_on
+from braintumor.report import protocol_of
 from braintumor.results import percent, with_interval
 from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
+from tests.conftest import PROJECT
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -61,6 +65,25 @@ def opened(browser, page_file):
     yield open_page
     for context in pages:
         context.close()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "testing", "label", "words"),
+    [
+        ("grouped", 0, "New people", "This is fold 1 of 3."),
+        ("official", 0, "New people", "This is fold 1 of 3."),
+        ("seed", 0, "New people", "The other half of the fold chose the epoch, and shares people and copies"),
+        ("seed", 9, "Half of the official test folder", "The other half of the folder Testing chose the epoch"),
+        ("source", 0, "Images of another source", "Here: mode."),
+        ("source", 9, "Images of another source", "Here: mode."),
+    ],
+)
+def test_the_page_says_what_the_split_has_done(protocol, testing, label, words):
+    params = load_params(PROJECT / "params.yaml").model_dump()
+    overrides = {"split.protocol": protocol, "split.folds": 3, "split.fold": 1, "split.source": "mode"}
+    results = SimpleNamespace(metrics={"data": {"testing_images": testing, "patients": 5}})
+    said, sentence = protocol_of(results, with_overrides(params, overrides))
+    assert said == label and words in sentence
 
 
 def test_a_share_is_written_as_all_or_none_only_where_it_is():

@@ -97,6 +97,10 @@ def test_border_shares_by_hand():
     assert np.isnan(shares[2])
 
 
+def test_a_border_is_a_pixel_wide_at_least():
+    assert saliency.border_shares(np.ones((1, 10, 10), np.float32), 0.01)[0] == pytest.approx(0.36)
+
+
 def test_an_enlarged_map_keeps_its_peak_and_has_1_there():
     maps = np.zeros((2, 5, 5), np.float32)
     maps[0, 1, 3], maps[0, 4, 4] = 8, 2

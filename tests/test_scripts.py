@@ -26,7 +26,7 @@ def test_a_second_demo_takes_the_newest_code(tmp_path):
 def test_seconds_and_memory_are_those_of_the_command(tmp_path):
     program = "import time; block = b'1' * 300_000_000; time.sleep(0.3)"
     ballast = b"1" * 800_000_000  # the size of who measures does not count
-    seconds, memory = bench.measure(f'{sys.executable} -c "{program}"', tmp_path)
+    seconds, memory = bench.measure([sys.executable, "-c", program], tmp_path)
     del ballast
     assert 0.3 < seconds < 5
     assert 0.3 < memory < 0.6

@@ -32,8 +32,19 @@ def test_the_projects_search_can_be_run():
 
 def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
     file = tmp_path / "search.yaml"
-    file.write_text("{trials: 1, overrides: {}, space: {train.dropout: {low: 0.1, high: 1.2}}}")
-    with pytest.raises(UserError, match=r"train\.dropout: 1\.2: .*less than 1"):
+    start = "{trials: 1, startup: 1, warmup: 1, overrides: {}, space: "
+    for space, message in (
+        ("{train.dropout: {low: 0.1, high: 1.2}}}", r"train\.dropout: 1\.2: .*less than 1"),
+        # What is drawn between two bounds is no integer.
+        ("{train.patience: {low: 2, high: 10}}}", r"train\.patience: 2\.0: .*integer"),
+        ("{train.dropout: {low: 0.1}}}", r"train\.dropout: needs low and high, or choices"),
+        ("{train.droput: {low: 0.1, high: 0.2}}}", r"train\.droput: no such param"),
+    ):
+        file.write_text(start + space)
+        with pytest.raises(UserError, match=message):
+            search.read_search(file, CONTENT)
+    file.write_text("{space: {}}")
+    with pytest.raises(UserError, match="lacks overrides, startup, trials, warmup"):
         search.read_search(file, CONTENT)
 
 

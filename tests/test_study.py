@@ -64,7 +64,10 @@ def test_repetitions_come_after_all_parts(tmp_path):
     ("experiments", "message"),
     [
         ([{"name": "a", "overrides": {"train.droput": 0.1}}], r"a: .*droput"),
-        ([{"name": "a", "overrides": {"train": 0.1}}], "a: "),
+        ([{"name": "a", "overrides": {"train": 0.1}}], "a: train: no such param"),
+        ([{"name": "a", "vary": {"train.dropout": [0.1], "train.seed": [1]}}], "a varies 2 params"),
+        ([{"nam": "a"}], "needs parts with experiments, each with a name"),
+        (["a"], "needs parts with experiments, each with a name"),
         ([{"name": "a", "vary": {"train.dropout": [0.1, 1.5]}}], r"a-dropout-1\.5: .*less than 1"),
         ([{"name": "a"}, {"name": "a"}], "named twice: a"),
         ([{"name": "a", "vary": {"train.dropout": [0.1]}, "repeat": {"train.seed": [1]}}], "both vary and repeat"),
@@ -74,6 +77,19 @@ def test_a_wrong_study_is_one_line(tmp_path, experiments, message):
     with pytest.raises(UserError, match=message) as caught:
         study.read_study(write(tmp_path, experiments), CONTENT)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "cannot be read"), ("a: [", "is not YAML"), ("- a", "no settings by name"), ("a: 1", "needs parts")],
+)
+def test_a_file_that_is_no_study_is_one_line(tmp_path, text, message):
+    file = tmp_path / "study.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        study.read_study(file, CONTENT)
+    assert "\n" not in str(caught.value) and str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["study.yaml", "study.demo.yaml"])

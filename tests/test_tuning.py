@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
 import yaml
-from pydantic import ValidationError
 
+from braintumor.errors import UserError
 from braintumor.params import load_params, with_overrides
 from scripts import seeds, tuning
 from tests.conftest import PROJECT
@@ -24,8 +24,25 @@ def test_every_variant_is_one_that_the_params_allow():
 
 
 def test_a_misspelt_override_is_an_error():
-    with pytest.raises(ValidationError, match="droput"):
-        with_overrides(PARAMS, {"train.droput": 0.5})
+    for name in ("train.droput", "trian.dropout", "dropout"):
+        with pytest.raises(ValueError, match=f"{name}: no such param"):
+            with_overrides(PARAMS, {name: 0.5})
+
+
+def test_every_variant_is_checked_before_the_first_one_trains():
+    content = {"base": {}, "seeds": [1, 2], "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}}}
+    runs = tuning.read_variants(content)
+    assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    params, share = runs["b", 2]
+    assert (params.train.dropout, params.train.seed, share) == (0.5, 2, 0.5)
+    for wrong, message in (
+        ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
+        ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tuning.read_variants(content | wrong)
+    with pytest.raises(UserError, match="lacks seeds"):
+        tuning.read_variants({"base": {}, "variants": {"a": None}})
 
 
 def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset():
