@@ -37,7 +37,7 @@ def committed_params(commit: str) -> dict[str, dict]:
 
 
 def same_recipe(seeds: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Keep the rows of metrics/seeds.csv whose commit trained on the same data in the same way, but for the seed.
+    """Keep the rows of metrics/seeds.csv whose commit cut the same data and trained as now, but for the seed.
 
     Parameters
     ----------
@@ -46,8 +46,12 @@ def same_recipe(seeds: pd.DataFrame, params: Params) -> pd.DataFrame:
     """
 
     def recipe(content: dict) -> list:
-        train = {name: value for name, value in content.get("train", {}).items() if name != "seed"}
-        return [*(content.get(section) for section in ("data", "audit", "preprocess")), train]
+        # What a row of the table says itself.
+        own = {"train": {"seed"}, "split": {"protocol", "group_by", "fold"}}
+        return [
+            {name: value for name, value in content.get(section, {}).items() if name not in own.get(section, ())}
+            for section in ("data", "audit", "preprocess", "split", "train")
+        ]
 
     now = recipe(params.model_dump())
     same = {commit: recipe(committed_params(str(commit))) == now for commit in seeds["commit"].unique()}

@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 
 from braintumor.intervals import wilson_interval
 from braintumor.params import Params
-from braintumor.results import ABSENT, Results, interval_text, percent, with_interval
+from braintumor.results import ABSENT, Results, interval_text, mean_interval, percent, with_interval
 from braintumor.sections import (
     data_facts,
     deployed_rows,
@@ -153,9 +153,26 @@ def answer(results: Results, params: Params) -> dict[str, Any]:
         "question": f"How often is the network right about {asked}?",
         "label": label,
         "protocol": sentence,
+        "folds": folds_text(results, params),
         "baseline": "What can be guessed from what should not matter: "
         f"{interval_text(*best[['accuracy', 'low', 'high']])} ({best['description']}).",
     }
+
+
+def folds_text(results: Results, params: Params) -> str:
+    """Say what all folds together come to, where metrics/seeds.csv has each of them; nothing else."""
+    split = params.split
+    if split.protocol != "grouped" or results.seeds is None:
+        return ""
+    rows = results.seeds.query("protocol == 'grouped' and group_by == @split.group_by")
+    if sorted(rows["fold"]) != list(range(split.folds)):
+        return ""
+    whole, distinct = (interval_text(*mean_interval(rows[name])) for name in ("accuracy", "distinct_accuracy"))
+    low, high = (percent(rows["accuracy"].agg(how)) for how in ("min", "max"))
+    return (
+        f"Over all {split.folds} folds, which test each image once: {whole}, from {low} to {high}; distinct "
+        f"pictures {distinct} (Student's t over folds; metrics/seeds.csv)."
+    )
 
 
 def claim(results: Results, params: Params) -> dict[str, Any]:
@@ -284,6 +301,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         if "tumour_sensitivity" in test
         else ""
     )
+    folds = folds_text(results, params)
     return {
         "network": network_text(results),
         "classes": results.classes,
@@ -292,7 +310,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         f"{train['epochs']}.",
         "tested_on": f"{test['images']} images ({label.lower()}). {sentence}",
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
-        f"{test['images_distinct']} distinct pictures{found}. 95% intervals.",
+        f"{test['images_distinct']} distinct pictures{found}. 95% intervals.{folds and f' {folds}'}",
         "weaknesses": f"Least sensitive for {weakest['class']} ({interval_text(*weakest[bounds])}). "
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only. "
         "Part of the score is about scanners and sources; the report's baselines say how much.",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 ABSENT = "\u2013"
 # Columns of tables of scores that are text, where nothing is missing.
@@ -18,6 +19,18 @@ def read_scores(file: Path) -> pd.DataFrame:
     """Read a table of scores: an empty score is missing; a class may be called NA, a commit 12e45678."""
     table = pd.read_csv(file, dtype=dict.fromkeys(TEXT, str), keep_default_na=False, na_values=[""])
     return table.fillna({name: "" for name in TEXT if name in table})
+
+
+def mean_interval(values: pd.Series) -> tuple[float, float, float]:
+    """Return the mean of repetitions and its 95% interval by Student's t, missing where there is but one.
+
+    The interval ends at 0 and 1. Folds share most of their training images, so theirs is somewhat too narrow.
+    """
+    values = values.dropna()
+    if len(values) < 2:
+        return (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
+    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return float(mean), float(max(0, mean - half)), float(min(1, mean + half))
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
 from braintumor.pages import fill
 from braintumor.pages import table as markdown
 from braintumor.plots import PALETTE, save
-from braintumor.results import interval_text
+from braintumor.results import interval_text, mean_interval
 
 # From the number that everybody reports to the one that holds for a new person.
 RUNGS = {
@@ -29,18 +28,6 @@ FIGURES = {
     "accuracy_copy_free": "without a copy",
     "accuracy_patient_free": "of nobody seen",
 }
-
-
-def mean_interval(values: pd.Series) -> tuple[float, float, float]:
-    """Return the mean of repetitions and its 95% interval by Student's t, missing where there is but one.
-
-    The interval ends at 0 and 1. Folds share most of their training images, so theirs is somewhat too narrow.
-    """
-    values = values.dropna()
-    if len(values) < 2:
-        return (float(values.mean()) if len(values) else np.nan), np.nan, np.nan
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return float(mean), float(max(0, mean - half)), float(min(1, mean + half))
 
 
 def ladder(table: pd.DataFrame) -> pd.DataFrame:

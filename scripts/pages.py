@@ -18,7 +18,15 @@ from dvc.exceptions import DvcException
 
 from braintumor.pages import fill_file, table
 from braintumor.params import load_params
-from braintumor.results import ABSENT, interval_text, number_with_interval, percent, with_interval
+from braintumor.results import (
+    ABSENT,
+    interval_text,
+    mean_interval,
+    number_with_interval,
+    percent,
+    read_scores,
+    with_interval,
+)
 from braintumor.sections import CALIBRATED, NAMES
 from scripts import run_script
 from scripts.demo import PROJECT
@@ -154,6 +162,15 @@ def run_tables(run: Run) -> dict[str, str]:
     }
 
 
+def folds_row() -> list[list[str]]:
+    """Return the README's row of all five folds by patient, once metrics/seeds.csv has them."""
+    rows = read_scores(PROJECT / "metrics/seeds.csv").query("protocol == 'grouped' and group_by == 'patient'")
+    if len(rows) < 5:
+        return []
+    cells = (interval_text(*mean_interval(rows[name])) for name in ("accuracy", "distinct_accuracy"))
+    return [["mean of the five folds, which test each image once (Student's t)", *cells]]
+
+
 def two_columns(run: Run, official: Run) -> dict[str, str]:
     """Return the tables that show both protocols, and the README's."""
     header = ["grouped by patient", "official"]
@@ -170,6 +187,7 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     )
     results = [
         ["new people: `grouped` by patient, first of five folds (the committed run)", new[0], new[1]],
+        *folds_row(),
         ["what everybody reports: `official`", usual[0], usual[1]],
         [f"of those, the {subsets[1]['copy_free']['images']} images without a copy in `Training`", usual[2], ""],
     ]

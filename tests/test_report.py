@@ -12,7 +12,7 @@ import pytest
 
 from braintumor.params import load_params, with_overrides
 from braintumor.provenance import measured_on
-from braintumor.report import protocol_of
+from braintumor.report import folds_text, protocol_of
 from braintumor.results import percent, with_interval
 from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
@@ -84,6 +84,24 @@ def test_the_page_says_what_the_split_has_done(protocol, testing, label, words):
     results = SimpleNamespace(metrics={"data": {"testing_images": testing, "patients": 5}})
     said, sentence = protocol_of(results, with_overrides(params, overrides))
     assert said == label and words in sentence
+
+
+def test_all_folds_are_summed_up_where_the_table_has_each_of_them():
+    params = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), {"split.folds": 3})
+    rows = pd.DataFrame(
+        {
+            "protocol": ["grouped"] * 4 + ["official"],
+            "group_by": ["patient"] * 3 + ["copy", "patient"],
+            "fold": [2, 0, 1, 0, 0],
+            "accuracy": [0.94, 0.95, 0.96, 0.5, 0.5],
+            "distinct_accuracy": [0.93, 0.93, 0.93, 0.5, 0.5],
+        }
+    )
+    # Student's t: 4.303 (0.975, 2 degrees of freedom) times 1 / sqrt(3) on each side.
+    said = folds_text(SimpleNamespace(seeds=rows), params)
+    assert "95.0% [92.5, 97.5], from 94.0% to 96.0%; distinct pictures 93.0% [93.0, 93.0]" in said
+    assert folds_text(SimpleNamespace(seeds=rows.iloc[1:]), params) == ""
+    assert folds_text(SimpleNamespace(seeds=None), params) == ""
 
 
 def test_a_share_is_written_as_all_or_none_only_where_it_is():
