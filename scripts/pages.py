@@ -1,9 +1,10 @@
 """Write the committed run's figures, and those of two experiments, into the README and docs/.
 
-    python -m scripts.pages [--official NAME] [--where NAME] [--demo]
+    python -m scripts.pages [--official NAME] [--where NAME] [--folds NAME ...] [--demo]
 
-The names are experiments of DVC, with split.protocol=official and with explain.boxes; `--demo` takes what
-`make demo` has made. The tables of one not given stay as they are. The ladder comes from plots/study/ladder.csv.
+The names are experiments of DVC, with split.protocol=official, with explain.boxes and of every fold; `--demo`
+takes what `make demo` has made. The tables of one not given stay as they are. The ladder comes from
+plots/study/ladder.csv.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
 
+from braintumor.intervals import named, share
 from braintumor.pages import fill_file, table
 from braintumor.params import load_params
 from braintumor.results import (
@@ -31,7 +33,7 @@ from braintumor.sections import CALIBRATED, NAMES
 from scripts import run_script
 from scripts.demo import PROJECT
 
-PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md"
+PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md", "docs/training.md"
 SUBSETS = {
     "all": "all test images",
     "distinct": "distinct: each group of copies weighs one",
@@ -199,6 +201,36 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     }
 
 
+def folds_table(names: list[str]) -> str:
+    """Return what the folds get right, by class and by person, and on how many people their errors fall."""
+    tests = []
+    for name in names:
+        tested = pd.read_csv(io.StringIO(Run(name).text("data/predictions.csv")), dtype={"patient": str})
+        tests.append(tested.assign(right=tested["class"] == tested["prediction"]))
+    classes = sorted(set(tests[0]["class"]))
+    probabilities = [f"calibrated_{name}" for name in classes]
+
+    def cells(tested: pd.DataFrame) -> list[str]:
+        people = tested.dropna(subset="patient").groupby("patient")
+        together = people[probabilities].mean().idxmax(axis=1) == "calibrated_" + people["class"].first()
+        shares = [tested["right"], *(tested["right"][tested["class"] == name] for name in classes), together]
+        counts = f"{len(tested):,}", f"{tested.groupby('copy_group')['right'].mean().mean():.1%}"
+        return [counts[0], with_interval(named("x", share(shares[0].to_numpy())), "x"), counts[1]] + [
+            with_interval(named("x", share(values.to_numpy())), "x") for values in shares[1:]
+        ]
+
+    everyone = pd.concat(tests)
+    rows = [[str(fold), *cells(tested)] for fold, tested in enumerate(tests)] + [["all", *cells(everyone)]]
+    errors = (~everyone["right"]).groupby(everyone["patient"]).sum().sort_values(ascending=False)
+    text = table(["fold", "images", "right", "distinct", *classes, "known people, their images together"], rows)
+    ten, twenty = (errors.iloc[:people].sum() / errors.sum() for people in (10, 20))
+    return text + (
+        f"\n\n{(~everyone['right']).sum()} images are wrong; of {errors.sum()} of them the person is known. "
+        f"{ten:.0%} of these are of ten people, {twenty:.0%} of twenty, and of {(errors == 0).sum()} of the "
+        f"{len(errors)} people none is wrong."
+    )
+
+
 def where_tables(run: Run, name: str = "") -> dict[str, str]:
     """Return the tables of how well Grad-CAM finds the tumours, also while the weights are shuffled.
 
@@ -286,6 +318,7 @@ def main() -> None:
     )
     parser.add_argument("--official", metavar="NAME", help="experiment with split.protocol=official")
     parser.add_argument("--where", metavar="NAME", help="experiment with explain.boxes")
+    parser.add_argument("--folds", metavar="NAME", nargs="+", help="experiments, one a fold")
     parser.add_argument("--demo", action="store_true", help="the tables of `make demo`, which has run")
     arguments = parser.parse_args()
     tables = run_tables(Run()) | {"ladder": ladder_table()}
@@ -301,6 +334,10 @@ def main() -> None:
             tables |= make(Run(name)) if name else {}
         except (DvcException, KeyError) as error:
             sys.exit(f"error: {name} is no experiment with these figures: {error}")
+    try:
+        tables |= {"folds": folds_table(arguments.folds)} if arguments.folds else {}
+    except DvcException as error:
+        sys.exit(f"error: --folds: {error}")
     pages = {PROJECT / name: (PROJECT / name).read_text(encoding="utf-8") for name in PAGES}
     if homeless := [mark for mark in tables if not any(f"<!-- {mark} -->" in page for page in pages.values())]:
         sys.exit(f"error: no page has the marks of {', '.join(homeless)}")
