@@ -393,8 +393,8 @@ def saliency_table(explain: dict[str, float | int], classes: list[str], border: 
         ]
     else:
         notes.append(
-            "With all weights shuffled they are like the trained network's to "
-            f"{number_with_interval(explain, 'likeness_shuffled')} (rank correlation; 1 is the same map)."
+            "With all weights shuffled the maps' rank correlation with the trained network's is "
+            f"{number_with_interval(explain, 'likeness_shuffled')}; 1 would be the same map."
         )
     return {"header": ["maps of", *measures.values()], "rows": rows, "note": " ".join(notes)}
 
