@@ -103,6 +103,15 @@ def test_time_to_an_accuracy_is_that_of_the_first_epoch_that_has_it():
     assert rows_of(page, "93.0%")[0][2] == "not reached"
 
 
+def test_feedings_share_is_that_of_a_step_with_the_other_way():
+    found = {
+        "seconds": {"feeding": [3.0], "step": [20.0]},
+        "augmentation_seconds": {"ours": [2.0], "slower": [7.0]},
+    }
+    assert bench_report.feeding_share(found, "ours") == 3 / 20
+    assert bench_report.feeding_share(found, "slower") == 8 / 25
+
+
 def test_operations_of_a_convolution_are_those_counted_by_hand():
     layer, images = nn.Conv2d(3, 8, 5, stride=2, padding=2), torch.zeros(2, 3, 16, 16)
     forward = 2 * (2 * 8 * 8 * 8) * (3 * 5 * 5)  # two for each value of the result and each weight it sees
