@@ -311,8 +311,7 @@ class Study:
         self.recipes = {row.name: recipe_of("HEAD", row.overrides) for row in experiments}
         table = read_scores(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "recipe", "state"])
         current = table["recipe"] == table["name"].map(self.recipes)
-        finished = table[current & (table["state"] == "success")]
-        self.kept = {line["name"]: line for line in finished.to_dict("records")}
+        self.kept = {line["name"]: line for line in table[current].to_dict("records")}
         self.records: dict[str, Record] = {}
         self.stale: list[Record] = []
 
@@ -327,7 +326,11 @@ class Study:
         """Return success, running, queued, failed or missing."""
         if row.name in self.records:
             return self.records[row.name].state
-        return "success" if row.name in self.kept else "missing"
+        return self.kept[row.name]["state"] if row.name in self.kept else "missing"
+
+    def reason(self, row: Experiment) -> str:
+        """Return why a row failed."""
+        return self.records[row.name].reason if row.name in self.records else self.kept[row.name]["reason"]
 
     def rows(self, *states: str) -> list[Experiment]:
         """Return the rows in some states, in the study's order."""
@@ -341,7 +344,7 @@ class Study:
         head = git("rev-parse", "HEAD").strip()
         asked = [row for row in self.rows("missing", "failed") if not parts or row.part in parts]
         tasks = {record.name for record in self.stale if record.state in ("queued", "failed")}
-        tasks |= {row.name for row in asked if self.state(row) == "failed"}
+        tasks |= {row.name for row in asked if row.name in self.records}
         if parts:
             put_off = {row.name for row in self.rows("queued") if row.part not in parts}
             tasks |= put_off
@@ -363,10 +366,11 @@ class Study:
         lines = []
         for row in self.experiments:
             known = described(row, with_overrides(content, row.overrides))
-            if self.state(row) == "success" and row.name not in self.records:
+            record = self.records.get(row.name)
+            if record and record.state in ("success", "failed"):
+                lines.append(known | scored(record))
+            elif row.name in self.kept:  # until a newer outcome takes its place
                 lines.append(self.kept[row.name] | known)
-            elif self.state(row) in ("success", "failed"):
-                lines.append(known | scored(self.records[row.name]))
         if not lines:
             return
         table = pd.DataFrame(lines)
@@ -447,14 +451,15 @@ def stop(study: Study) -> None:
         dvc("queue", "kill", "--force", *running)
 
 
-def show(study: Study, content: dict) -> None:
-    """List the rows with their states, and the time that those to run will take."""
+def show(study: Study, content: dict, parts: list[str]) -> None:
+    """List the rows of some parts or all with their states, and the time that those to run will take."""
     from braintumor.pace import seconds_of  # here, since torch takes seconds to import
 
-    params = {row.name: with_overrides(content, row.overrides) for row in study.experiments}
-    states = ("missing", "failed", "queued", "running")
+    shown = [row for row in study.experiments if not parts or row.part in parts]
+    params = {row.name: with_overrides(content, row.overrides) for row in shown}
+    waiting = [row for row in shown if study.state(row) != "success"]
     images = len(read_table(MANIFEST)) if MANIFEST.exists() else None
-    seconds = {row.name: seconds_of(params[row.name], images) for row in study.rows(*states)}
+    seconds = {row.name: seconds_of(params[row.name], images) for row in waiting}
     lines = [
         {
             "experiment": row.name,
@@ -462,11 +467,12 @@ def show(study: Study, content: dict) -> None:
             "minutes": f"{seconds[row.name] / 60:.1f}" if row.name in seconds else "",
             "cut": row.cut,
         }
-        for row in study.experiments
+        for row in shown
     ]
     print(pd.DataFrame(lines).to_string(index=False))
-    for row in study.rows("failed"):
-        print(f"{row.name} failed: {study.records[row.name].reason}")
+    for row in shown:
+        if study.state(row) == "failed":
+            print(f"{row.name} failed: {study.reason(row)}")
     print(f"\n{len(seconds)} of {len(lines)} to run, about {sum(seconds.values()) / 3600:.1f} hours one at a time")
 
 
@@ -490,7 +496,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         raise UserError(f"{STUDY} has no part {', '.join(sorted(unknown))}")
     study.look()
     if options.list:
-        show(study, content)
+        show(study, content, options.parts)
         return
     # Ended by a batch system as by Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -503,7 +509,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     failed = study.rows("failed")
     print(f"{len(study.rows('success'))} of {len(experiments)} finished, in {RESULTS}; {len(failed)} failed")
     for row in failed:
-        print(f"{row.name} failed: {study.records[row.name].reason}")
+        print(f"{row.name} failed: {study.reason(row)}")
 
 
 if __name__ == "__main__":

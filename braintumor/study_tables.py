@@ -74,14 +74,16 @@ def figure_of(rows: pd.DataFrame, column: str) -> dict[str, float]:
     -------
     dict
         repeats, mean, and the bounds low and high of a 95% interval, missing where there is none. A single run has
-        its own. So have seeds, which share their test images: theirs reaches at least as far from the mean as the
-        average run's own does, since another training is not all that may turn out otherwise.
+        its own: Wilson's, or that over groups (``accuracy_groups_low``) where the table has it and it is wider. So
+        have seeds, which share their test images: theirs reaches at least as far as the average run's own does,
+        since another training is not all that may turn out otherwise.
     """
     rows = rows[rows[column].notna()]
     mean, low, high = mean_interval(rows[column])
-    if f"{column}_low" in rows and rows["fold"].nunique() == 1:
-        own_low, own_high = rows[f"{column}_low"].mean(), rows[f"{column}_high"].mean()
-        low, high = np.fmin(low, own_low), np.fmax(high, own_high)
+    if rows["fold"].nunique() == 1:
+        for name in (column, f"{column}_groups"):
+            if f"{name}_low" in rows:
+                low, high = np.fmin(low, rows[f"{name}_low"].mean()), np.fmax(high, rows[f"{name}_high"].mean())
     return {"repeats": len(rows), "mean": mean, "low": low, "high": high}
 
 

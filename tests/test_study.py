@@ -236,6 +236,41 @@ def test_baselines_of_one_test_set_count_once_however_many_seeds_there_are():
     assert line[["repeats", "low", "high"]].tolist() == [1, 0.55, 0.65]
 
 
+def test_a_single_run_has_the_wider_of_its_intervals():
+    bounds = {
+        "accuracy_low": 0.88,
+        "accuracy_high": 0.92,
+        "accuracy_groups_low": 0.8,
+        "accuracy_groups_high": 0.97,
+    }
+    figure = study_tables.figure_of(make_table([0.9], **bounds), "accuracy")
+    assert (figure["mean"], figure["low"], figure["high"]) == (0.9, 0.8, 0.97)
+
+
+def test_a_failed_row_stays_in_the_table_until_it_has_ended_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = study.read_study(write(tmp_path, [{"name": "a"}, {"name": "b"}]), CONTENT)
+    table = study.Study.__new__(study.Study)
+    table.experiments, table.records = rows, {}
+    lines = make_table([np.nan, 0.9]).assign(
+        name=["a", "b"], state=["failed", "success"], reason=["no weights", ""]
+    )
+    table.kept = {line["name"]: line for line in lines.to_dict("records")}
+    assert [table.state(row) for row in rows] == ["failed", "success"]
+    assert table.reason(rows[0]) == "no weights"
+    queued = study.Record("a", "queued", "r", "c" * 40, "", 0, {})
+    for records, expected in (
+        ({}, "failed"),
+        ({"a": queued}, "failed"),
+        ({"a": study.Record("a", "success", "r", "c" * 40, "", 0, {"test": {"accuracy": 0.8}})}, "success"),
+    ):
+        table.records = records
+        table.export(CONTENT)
+        written = read_scores(study.RESULTS).set_index("name")
+        assert written["state"].tolist() == [expected, "success"]
+        assert written.loc["a", "reason"] == ("no weights" if expected == "failed" else "")
+
+
 def test_the_ladder_is_told_by_class():
     runs = make_table([0.9], sensitivity_glioma=0.8, sensitivity_glioma_low=0.7, sensitivity_glioma_high=0.85)
     assert study_tables.class_table(runs).splitlines()[2] == "| resnet | grouped by patient | 80.0% [70.0, 85.0] |"
