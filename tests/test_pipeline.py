@@ -8,11 +8,13 @@ import subprocess
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from PIL import Image
 
 from braintumor.tables import read_table
+from braintumor.weights import load_model
 from tests.conftest import PROJECT
 
 STAGES = [
@@ -415,6 +417,58 @@ def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, n
     assert "epoch 1/8" not in output
     assert [(checkout.folder / out).read_bytes() for out in outs] == undisturbed
     assert not (checkout.folder / "models/unfinished").exists()
+
+
+@pytest.mark.slow
+def test_for_dvc_a_preempted_training_has_failed_and_goes_on_in_its_own_checkout_only(checkout):
+    checkout.params({"train": {"epochs": 8}})
+    process = subprocess.Popen(
+        ["dvc", "repro", "train"], cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/8"):
+            children = psutil.Process(process.pid).children(recursive=True)
+            (training,) = (child for child in children if child.cmdline()[1:3] == ["-m", "stages.train"])
+            training.terminate()
+            break
+    process.stdout.read()
+    assert process.wait() != 0
+    assert (checkout.folder / "models/unfinished").exists()
+    assert "modified" in checkout.run("dvc status train")
+    # An experiment in a copy does not find the state, though its params are the same.
+    output = checkout.run("dvc exp run --temp train")
+    assert "epoch 1/8" in output and "going on" not in output
+    output = checkout.run("dvc repro --no-run-cache train")
+    assert re.search(r"going on after epoch [234] of 8", output) and "epoch 1/8" not in output
+    assert not (checkout.folder / "models/unfinished").exists()
+    weights = (checkout.folder / "models/model.safetensors").read_bytes()
+    # There and back: both trainings are in the run cache.
+    checkout.run("git checkout params.yaml")
+    assert "train" not in checkout.stages_run_by("dvc repro train")
+    checkout.params({"train": {"epochs": 8}})
+    assert "train" not in checkout.stages_run_by("dvc repro train")
+    assert (checkout.folder / "models/model.safetensors").read_bytes() == weights
+
+
+def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checkout):
+    """The training itself is made to diverge in test_training.py."""
+    script = (
+        "import stages, stages.train as stage; from braintumor.training import Diverged\n"
+        "def diverge(training, checkpoint, live):\n"
+        "    training.run_epoch()\n"
+        "    raise Diverged('loss', float('nan'), 2, 1, 5, 0.3)\n"
+        "stage.run_epochs = diverge\n"
+        "stages.run(stage.main)\n"
+    )
+    (checkout.folder / "diverging.py").write_text(script)
+    weights = checkout.folder / "models/model.safetensors"
+    weights.unlink()
+    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python diverging.py")
+    output = checkout.run(command, code=1)
+    assert "the loss is nan at epoch 2, batch 1 of 5" in output
+    assert "; models/model.safetensors holds epoch 1, the best so far" in output
+    assert "Traceback" not in output
+    load_model(weights, checkout.folder / "models/model.json")
 
 
 def test_a_model_of_other_classes_is_refused(checkout):
