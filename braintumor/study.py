@@ -419,7 +419,7 @@ def run(study: Study, content: dict, jobs: int) -> None:
         study.look()
         study.export(content)
         for row in study.rows("success", "failed"):
-            if row.name not in told:
+            if row.name in study.records and row.name not in told:
                 told.add(row.name)
                 print(describe(study, row), flush=True)
         if not study.rows("queued", "running"):

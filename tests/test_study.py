@@ -271,6 +271,17 @@ def test_a_failed_row_stays_in_the_table_until_it_has_ended_anew(tmp_path, monke
         assert written.loc["a", "reason"] == ("no weights" if expected == "failed" else "")
 
 
+def test_what_has_failed_before_is_not_told_as_an_outcome(tmp_path, monkeypatch, capsys):
+    rows = study.read_study(write(tmp_path, [{"name": "a"}]), CONTENT)
+    table = study.Study.__new__(study.Study)
+    table.experiments, table.records, table.kept = rows, {}, {"a": {"name": "a", "state": "failed"}}
+    monkeypatch.setattr(study, "git", lambda *_: "refs")
+    monkeypatch.setattr(study, "dvc", lambda *_: "")
+    table.look, table.export = (lambda: None), (lambda _: None)
+    study.run(table, CONTENT, 1)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_ladder_is_told_by_class():
     runs = make_table([0.9], sensitivity_glioma=0.8, sensitivity_glioma_low=0.7, sensitivity_glioma_high=0.85)
     assert study_tables.class_table(runs).splitlines()[2] == "| resnet | grouped by patient | 80.0% [70.0, 85.0] |"
