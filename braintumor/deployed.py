@@ -167,6 +167,8 @@ def load_inference(folder: Path) -> Predictor:
         If one of its files is missing or damaged, or its novelty is that of other weights.
     """
     weights = folder / "model.safetensors"
+    if not weights.exists():
+        raise UserError(f"{weights}: there is no model; make repro trains one, make demo one in demo/models")
     model, described = load_model(weights, folder / "model.json")
     temperature = load_temperature(folder / "calibration.json")
     file = folder / "novelty.safetensors"

@@ -472,7 +472,8 @@ def show(study: Study, content: dict, parts: list[str]) -> None:
     print(pd.DataFrame(lines).to_string(index=False))
     for row in shown:
         if study.state(row) == "failed":
-            print(f"{row.name} failed: {study.reason(row)}")
+            when = "failed" if row.name in study.records else f"failed when {RESULTS} was made"
+            print(f"{row.name} {when}: {study.reason(row)}")
     print(f"\n{len(seconds)} of {len(lines)} to run, about {sum(seconds.values()) / 3600:.1f} hours one at a time")
 
 

@@ -370,7 +370,8 @@ def test_novelty_of_other_weights_is_refused(folder, tmp_path):
         ("calibration.json", b"{}", "run dvc repro calibrate"),
         ("novelty.safetensors", None, "run dvc repro export"),
         ("novelty.safetensors", b"hello", "run dvc repro export"),
-        ("model.safetensors", None, "are not a model that can be loaded"),
+        ("model.safetensors", None, "there is no model; make repro trains one"),
+        ("model.json", None, "are not a model that can be loaded"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_one_line(folder, tmp_path, file, content, message):
