@@ -270,6 +270,11 @@ def evaluation_facts(results: Results, negative: str | None) -> dict[str, Any]:
             f"A temperature of {calibration['temperature']:.3f}, fitted on validation images only, divides the "
             "logits; it changes no class. Above 1 the network was too sure of itself on them, below 1 too modest."
         ),
+        "risk_text": (
+            "Risk against coverage: the share that is wrong among the most certain images; "
+            f"{with_interval(calibration, 'risk_coverage_90')} of the 90% most certain, "
+            f"{with_interval(calibration, 'risk_coverage_80')} of the 80%."
+        ),
         "views": ", ".join(f"{name} {with_interval(test, f'accuracy_{name}')}" for name in views),
         "missed": missed,
     }

@@ -187,6 +187,12 @@ def test_every_wrong_image_is_in_the_gallery(text, finished):
     assert sorted(shown) == sorted(wrong[["class", "prediction", "path"]].itertuples(index=False, name=None))
 
 
+def test_the_risk_of_the_most_certain_images_stands_under_its_chart(text, finished):
+    calibration = json.loads((finished.folder / "metrics/calibration.json").read_text())
+    for share in (90, 80):
+        assert with_interval(calibration, f"risk_coverage_{share}") in text
+
+
 def test_the_model_card_has_the_result(finished):
     test = json.loads((finished.folder / "metrics/test.json").read_text())
     card = (finished.folder / "models/README.md").read_text()
