@@ -17,7 +17,7 @@ import dvc.api
 import pandas as pd
 from dvc.exceptions import DvcException
 
-from braintumor.intervals import named, share
+from braintumor.intervals import share
 from braintumor.pages import fill_file, table
 from braintumor.params import load_params
 from braintumor.results import (
@@ -213,11 +213,11 @@ def folds_table(names: list[str]) -> str:
     def cells(tested: pd.DataFrame) -> list[str]:
         people = tested.dropna(subset="patient").groupby("patient")
         together = people[probabilities].mean().idxmax(axis=1) == "calibrated_" + people["class"].first()
-        shares = [tested["right"], *(tested["right"][tested["class"] == name] for name in classes), together]
-        counts = f"{len(tested):,}", f"{tested.groupby('copy_group')['right'].mean().mean():.1%}"
-        return [counts[0], with_interval(named("x", share(shares[0].to_numpy())), "x"), counts[1]] + [
-            with_interval(named("x", share(values.to_numpy())), "x") for values in shares[1:]
-        ]
+        by_class = [tested["right"][tested["class"] == name] for name in classes]
+        whole, *parts = (
+            interval_text(*share(right.to_numpy())) for right in (tested["right"], *by_class, together)
+        )
+        return [f"{len(tested):,}", whole, percent(tested.groupby("copy_group")["right"].mean().mean()), *parts]
 
     everyone = pd.concat(tests)
     rows = [[str(fold), *cells(tested)] for fold, tested in enumerate(tests)] + [["all", *cells(everyone)]]
