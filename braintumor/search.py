@@ -19,7 +19,6 @@ from typing import Any
 
 import dvc.api
 import optuna
-import yaml
 from optuna.trial import Trial, TrialState
 
 from braintumor.errors import UserError
@@ -73,12 +72,13 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
     if missing := {"space", "overrides", "trials", "startup", "warmup"} - search.keys():
         raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
     for name, kind in search["space"].items():
-        if not {"choices"} <= kind.keys() and not {"low", "high"} <= kind.keys():
+        if not kind.get("choices") and not {"low", "high"} <= kind.keys():
             raise UserError(f"{file}: {name}: needs low and high, or choices")
-        # What is drawn between bounds is no integer.
-        for value in kind.get("choices") or [float(kind["low"]), float(kind["high"])]:
+        for value in kind.get("choices") or [kind["low"], kind["high"]]:
             try:
-                with_overrides(content, search["overrides"] | {name: value})
+                # What is drawn between bounds is no integer.
+                tried = value if kind.get("choices") else float(value)
+                with_overrides(content, search["overrides"] | {name: tried})
             except ValueError as error:  # pydantic's are such, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
     return search
@@ -137,7 +137,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m braintumor.search", description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, help="in place of the number in search.yaml")
     options = parser.parse_args(arguments)
-    content = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    content = read_settings(PARAMS)
     search = read_search(SEARCH, content)
     if git("status", "--porcelain", "--", *COMMITTED).strip():
         raise UserError("commit params.yaml, dvc.yaml, braintumor and stages first: each trial names its commit")

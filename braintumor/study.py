@@ -486,7 +486,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     )
     options = parser.parse_args(arguments)
     params = load_params(PARAMS)
-    content = yaml.safe_load(PARAMS.read_text(encoding="utf-8"))
+    content = read_settings(PARAMS)
     experiments = read_study(STUDY, content)
     if git("status", "--porcelain", "--", *COMMITTED).strip():
         raise UserError(

@@ -36,13 +36,17 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
     for space, message in (
         ("{train.dropout: {low: 0.1, high: 1.2}}}", r"train\.dropout: 1\.2: .*less than 1"),
         # What is drawn between two bounds is no integer.
-        ("{train.patience: {low: 2, high: 10}}}", r"train\.patience: 2\.0: .*integer"),
+        ("{train.patience: {low: 2, high: 10}}}", r"train\.patience: 2: .*integer"),
+        ("{train.dropout: {low: little, high: 0.2}}}", r"train\.dropout: little: could not convert"),
+        ("{train.dropout: {choices: []}}}", r"train\.dropout: needs low and high, or choices"),
         ("{train.dropout: {low: 0.1}}}", r"train\.dropout: needs low and high, or choices"),
         ("{train.droput: {low: 0.1, high: 0.2}}}", r"train\.droput: no such param"),
     ):
         file.write_text(start + space)
         with pytest.raises(UserError, match=message):
             search.read_search(file, CONTENT)
+    file.write_text(f"{start}{{train.patience: {{choices: [null, 5]}}}}}}")  # nothing is a choice like others
+    assert search.read_search(file, CONTENT)["space"]["train.patience"]["choices"] == [None, 5]
     file.write_text("{space: {}}")
     with pytest.raises(UserError, match="lacks overrides, startup, trials, warmup"):
         search.read_search(file, CONTENT)
