@@ -181,9 +181,7 @@ def measure_places(
     """
     size = masks.shape[1]
     inside = saliency.points_inside(saliency.peaks(maps), masks)
-    every = saliency.overlaps(saliency.enlarge(maps, size), masks)
-    best = every.mean(axis=0).argmax()
-    overlap = every[:, best]
+    overlap, threshold = saliency.best_overlaps(saliency.enlarge(maps, size), masks)
     groups = predictions["group"].to_numpy()
     scores: dict[str, float | int] = {}
     for name, part in parts_of(predictions).items():
@@ -194,14 +192,13 @@ def measure_places(
         scores |= named(f"pointing{name}", share(inside[part]))
         scores |= named(f"overlap{name}", mean_over_groups(overlap[part], drawn))
     middle = saliency.points_inside(np.full((len(masks), 2), 0.5), masks)
-    of_centre = saliency.overlaps(np.broadcast_to(centre_map(size), masks.shape), masks)
-    of_centre = of_centre[:, of_centre.mean(axis=0).argmax()]
+    of_centre, _ = saliency.best_overlaps(np.broadcast_to(centre_map(size), masks.shape), masks)
     drawn = resample_groups(groups, resamples, seed)
     scores |= named("pointing_centre", share(middle))
     scores |= named("overlap_centre", mean_over_groups(of_centre, drawn))
     scores |= named("pointing_over_centre", mean_over_groups(inside.astype(float) - middle, drawn))
     scores |= named("overlap_over_centre", mean_over_groups(overlap - of_centre, drawn))
-    return scores | {"overlap_threshold": saliency.THRESHOLDS[best], "tumour_area": masks.mean()}
+    return scores | {"overlap_threshold": threshold, "tumour_area": masks.mean()}
 
 
 def randomise(
@@ -271,8 +268,7 @@ def _compare(maps: np.ndarray, trained: np.ndarray, masks: np.ndarray | None) ->
     scores = {"likeness": saliency.likeness(maps, trained)}
     if masks is not None:
         scores["pointing"] = saliency.points_inside(saliency.peaks(maps), masks)
-        every = saliency.overlaps(saliency.enlarge(maps, masks.shape[1]), masks)
-        scores["overlap"] = every[:, every.mean(axis=0).argmax()]
+        scores["overlap"], _ = saliency.best_overlaps(saliency.enlarge(maps, masks.shape[1]), masks)
     return scores
 
 

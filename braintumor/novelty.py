@@ -73,7 +73,7 @@ def shuffled_blocks(squares: np.ndarray, seed: int, blocks: int = 4) -> np.ndarr
     return shuffled
 
 
-def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -> np.ndarray:
+def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw images of nothing, five kinds in turn: each pixel by lot, or none.
 
     Uniform; normal with the training images' mean and deviation (0 to 1); dark, as the air around a head is
@@ -81,7 +81,9 @@ def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -
 
     Returns
     -------
-    ndarray of shape (n, size, size), uint8
+    squares : ndarray of shape (n, size, size), uint8
+    groups : ndarray of shape (n,), str
+        One of its own for each.
     """
     rng = np.random.default_rng(seed)
     places = (np.arange(size) + 0.5) / size - 0.5
@@ -95,7 +97,7 @@ def noise_squares(n: int, size: int, mean: float, deviation: float, seed: int) -
         lambda: np.full(shape, next(greys)),
     )
     squares = np.stack([draw[i % len(draw)]() for i in range(n)])
-    return np.rint(squares.clip(0, 1) * 255).astype(np.uint8)
+    return np.rint(squares.clip(0, 1) * 255).astype(np.uint8), np.array([f"noise {i}" for i in range(n)])
 
 
 def phantom_squares(

@@ -117,6 +117,13 @@ def overlaps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+def best_overlaps(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the `overlaps` at the one of `THRESHOLDS` that makes their mean largest, and that threshold."""
+    every = overlaps(maps, masks)
+    best = every.mean(axis=0).argmax()
+    return every[:, best], THRESHOLDS[best]
+
+
 def border_shares(maps: np.ndarray, width: float) -> np.ndarray:
     """Return how much of each map's mass lies near the image's edges.
 

@@ -146,11 +146,10 @@ def main() -> None:
     rows = {subset: np.flatnonzero(pool["subset"] == subset) for subset in (TRAIN, VALIDATION, TEST)}
     known = {subset: array[own] for subset, own in rows.items()}
     size, letterbox = array.shape[1], described.preprocess["fit"] == "letterbox"
-    noise = noise_squares(200, size, described.mean, described.deviation, params.seed)
     crop, tested = described.preprocess["crop"], pool["group"].to_numpy()[rows[TEST]]
     new = {
         "shuffled blocks": (shuffled_blocks(known[TEST], params.seed), tested),
-        "noise": (noise, np.array([f"noise {i}" for i in range(len(noise))])),
+        "noise": noise_squares(200, size, described.mean, described.deviation, params.seed),
         "photographs": photographs(size, params.seed),
         "phantoms": phantom_squares(params.phantom_patients, size, crop, letterbox, params.seed),
     }

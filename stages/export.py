@@ -61,10 +61,9 @@ def main(
         raise UserError(f"{onnx}: its outputs differ from torch's by {difference:.2g}, more than {TOLERANCE:g}")
     preprocess = described.preprocess
     groups = table["group"].to_numpy()[rows[TEST]]
-    noise = noise_squares(len(tested), size, described.mean, described.deviation, params.seed)
     new = {
         "shuffled": (shuffled_blocks(tested, params.seed), groups),
-        "noise": (noise, np.array([f"noise {i}" for i in range(len(noise))])),
+        "noise": noise_squares(len(tested), size, described.mean, described.deviation, params.seed),
         "phantoms": phantom_squares(
             params.phantom_patients, size, preprocess["crop"], preprocess["fit"] == "letterbox", params.seed
         ),

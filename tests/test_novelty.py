@@ -64,8 +64,9 @@ def test_shuffled_blocks_are_the_same_blocks_elsewhere():
 
 
 def test_noise_is_of_five_kinds():
-    squares = noise_squares(11, 64, 0.5, 0.1, seed=0)
+    squares, groups = noise_squares(11, 64, 0.5, 0.1, seed=0)
     assert squares.shape == (11, 64, 64) and squares.dtype == np.uint8
+    assert len(set(groups)) == 11
     uniform, normal, dark, disc, even = (squares[kind::5] / 255 for kind in range(5))
     assert uniform.std() == pytest.approx(12**-0.5, abs=0.005)
     assert (normal.mean(), normal.std()) == (pytest.approx(0.5, abs=0.005), pytest.approx(0.1, abs=0.005))
@@ -133,7 +134,7 @@ def test_images_of_nothing_are_told_by_how_they_are_described_and_not_by_block_m
     heads = phantom_squares(60, 48, crop=False, letterbox=False, seed=0)[0]
     heads = np.rint(heads * rng.uniform(0.3, 1, (len(heads), 1, 1))).astype(np.uint8)  # some are dark
     rng.shuffle(heads)
-    noise = noise_squares(100, 48, heads.mean() / 255, heads.std() / 255, seed=1)
+    noise, _ = noise_squares(100, 48, heads.mean() / 255, heads.std() / 255, seed=1)
     known, held_out, new = (
         describe_image(torch.tensor(squares)[:, None] / 255).numpy() for squares in (heads[90:], heads[:90], noise)
     )

@@ -79,6 +79,8 @@ def test_overlaps_by_hand():
     assert overlap[0, at[0.4]] == 4 / 14  # 10 + 8 - 4
     assert overlap[0, at[0.45]] == overlap[0, at[0.95]] == 4 / 8
     assert (overlap[1] == 0).all()
+    best, threshold = saliency.best_overlaps(maps, square((0, 0, 2, 4), (5, 5, 6, 6)))
+    assert threshold == pytest.approx(0.45) and best.tolist() == [0.5, 0]
 
 
 @pytest.mark.parametrize("size", [10, 160])
