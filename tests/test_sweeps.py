@@ -21,7 +21,7 @@ def experiments(checkout):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_is_queued_run_two_at_a_time_compared_and_kept(checkout):
     checkout.run("dvc exp run --queue -S 'train.dropout=choice(0.3,0.5)'")
     checkout.run("dvc queue start -j 2 > /dev/null 2>&1")  # its workers would keep a pipe open
@@ -52,7 +52,7 @@ def test_a_sweep_is_queued_run_two_at_a_time_compared_and_kept(checkout):
     assert "up to date" in checkout.run("dvc status")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_range_of_floats_is_queued_as_floats(checkout):
     checkout.run("dvc exp run --queue -S 'train.dropout=range(0.1,0.4,0.1)'")
     queued = experiments(checkout).values()
