@@ -118,10 +118,25 @@ def overlaps(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def best_overlaps(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the `overlaps` at the one of `THRESHOLDS` that makes their mean largest, and that threshold."""
+    """Return the `overlaps` at the one of `THRESHOLDS` that makes their mean largest, and that threshold.
+
+    Parameters
+    ----------
+    maps : ndarray of shape (n, size, size), float32
+        From `enlarge`.
+    masks : ndarray of shape (n, size, size), bool
+        None is empty.
+
+    Returns
+    -------
+    best : ndarray of shape (n,), float64
+        0 to 1.
+    threshold : float
+        0 to 1, the same for all images.
+    """
     every = overlaps(maps, masks)
     best = every.mean(axis=0).argmax()
-    return every[:, best], THRESHOLDS[best]
+    return every[:, best], float(THRESHOLDS[best])
 
 
 def border_shares(maps: np.ndarray, width: float) -> np.ndarray:

@@ -72,12 +72,13 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
     if missing := {"space", "overrides", "trials", "startup", "warmup"} - search.keys():
         raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
     for name, kind in search["space"].items():
-        if not kind.get("choices") and not {"low", "high"} <= kind.keys():
+        listed = "choices" in kind
+        if not (kind["choices"] if listed else {"low", "high"} <= kind.keys()):
             raise UserError(f"{file}: {name}: needs low and high, or choices")
-        for value in kind.get("choices") or [kind["low"], kind["high"]]:
+        for value in kind["choices"] if listed else [kind["low"], kind["high"]]:
             try:
                 # What is drawn between bounds is no integer.
-                tried = value if kind.get("choices") else float(value)
+                tried = value if listed else float(value)
                 with_overrides(content, search["overrides"] | {name: tried})
             except ValueError as error:  # pydantic's are such, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None

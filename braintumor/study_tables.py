@@ -88,7 +88,7 @@ def figure_of(rows: pd.DataFrame, column: str) -> dict[str, float]:
 
 
 def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
-    """Draw the accuracy on all test images down the ladder, a line for each network and baseline."""
+    """Draw the accuracy on all test images down the ladder, a line for each network and each baseline but one."""
     names = [rung for rung in RUNGS.values() if rung in set(rungs["rung"])]
     # The largest class alone, at a third or less, would press the others together.
     shown = rungs[(rungs["measured_on"] == FIGURES["accuracy"]) & (rungs["model"] != "baseline majority")]

@@ -288,6 +288,7 @@ def test_a_param_that_does_not_exist_is_one_line_before_any_work(checkout):
     assert "Running stage" not in output
 
 
+@pytest.mark.slow
 def test_experiments_start_from_a_clean_clone(finished, tmp_path):
     clone = finished.clone(tmp_path / "clone")  # no out is in place
     clone.run("dvc exp run --temp --name warm -S train.dropout=0.4 train")

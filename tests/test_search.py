@@ -39,6 +39,10 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
         ("{train.patience: {low: 2, high: 10}}}", r"train\.patience: 2: .*integer"),
         ("{train.dropout: {low: little, high: 0.2}}}", r"train\.dropout: little: could not convert"),
         ("{train.dropout: {choices: []}}}", r"train\.dropout: needs low and high, or choices"),
+        (
+            "{train.dropout: {choices: [], low: 0.1, high: 0.2}}}",
+            r"train\.dropout: needs low and high, or choices",
+        ),
         ("{train.dropout: {low: 0.1}}}", r"train\.dropout: needs low and high, or choices"),
         ("{train.droput: {low: 0.1, high: 0.2}}}", r"train\.droput: no such param"),
     ):
