@@ -187,6 +187,36 @@ def _again(*arguments: str) -> str:
 
 
 @cache
+def read_same_results(file: Path) -> dict[str, str]:
+    """Return which contents of code give the results of older ones, by git's hashes: ``same_results`` of a study.
+
+    Raises
+    ------
+    UserError
+        If something there is no such hash.
+    """
+    same = (read_settings(file) if file.exists() else {}).get("same_results") or {}
+    if not isinstance(same, dict):
+        raise UserError(f"{file}: same_results: {same} is no list of hashes, each with an older one")
+    for content in [*same, *same.values()]:
+        if not re.fullmatch("[0-9a-f]{40}", str(content)) or not isinstance(content, str):
+            raise UserError(f"{file}: same_results: {content} is none of git's hashes, 40 hex digits in quotes")
+    return same
+
+
+def with_same_results(listing: str, same: dict[str, str]) -> str:
+    """Return a listing of git's with each content that gives an older one's results as that older one."""
+
+    def oldest(match: re.Match) -> str:
+        content = match[0]
+        for _ in same:  # one may stand for another that stands for a third
+            content = same.get(content, content)
+        return content
+
+    return re.sub(r"\b[0-9a-f]{40}\b", oldest, listing)
+
+
+@cache
 def committed(commit: str) -> tuple[dict, str, list[str]]:
     """Return a commit's params, what its stages up to the target run (commands and code), and their sections."""
     stages = yaml.safe_load(git("show", f"{commit}:dvc.yaml"))["stages"]
@@ -197,13 +227,15 @@ def committed(commit: str) -> tuple[dict, str, list[str]]:
     commands = [stages[name]["cmd"] for name in needed]
     sections = sorted({section for name in needed for section in stages[name].get("params", [])})
     content = yaml.safe_load(git("show", f"{commit}:params.yaml"))
-    return content, json.dumps([commands, git("ls-tree", commit, *deps)]), sections
+    code = with_same_results(git("ls-tree", commit, *deps), read_same_results(STUDY))
+    return content, json.dumps([commands, code]), sections
 
 
 def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | None:
     """Return a hash of all that decides a result: commands, code and params of the stages up to the target.
 
-    None for a commit whose params are none of today's.
+    Code that gives the same results as an older one, as the study says, counts as that. None for a commit whose
+    params are none of today's.
     """
     try:
         content, code, sections = committed(commit)

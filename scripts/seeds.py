@@ -17,6 +17,7 @@ import yaml
 from braintumor import pages
 from braintumor.params import load_params
 from braintumor.results import read_scores
+from braintumor.study import STUDY, read_same_results, with_same_results
 from braintumor.tables import write_table
 from scripts import run_script
 from scripts.demo import PROJECT
@@ -120,19 +121,22 @@ def settings(text: str) -> dict[str, dict]:
 
 def is_current(commit: str) -> bool:
     """Whether nothing that a row's scores depend on has changed since a commit."""
-    command = ["git", "diff", "--quiet", commit, "--", *code()]
-    status = subprocess.run(command, cwd=PROJECT, check=False, capture_output=True).returncode
-    if status == 1:
-        return False
-    if status:
+    known = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    if subprocess.run(known, cwd=PROJECT, check=False, capture_output=True).returncode:
         sys.exit(
             f"error: {RESULTS} has rows of the commit {commit}, which is not in this clone: get the whole history"
         )
+    same = read_same_results(PROJECT / STUDY)
+    then, head = (with_same_results(run("git", "ls-tree", at, "--", *code()), same) for at in (commit, "HEAD"))
+    if then != head:
+        return False
     now = (PROJECT / "params.yaml").read_text(encoding="utf-8")
     return settings(run("git", "show", f"{commit}:params.yaml")) == settings(now)
 
 
 def main() -> None:
+    if run("git", "status", "--porcelain", "--", "params.yaml", "dvc.yaml", *code()).strip():
+        sys.exit("error: commit the code and the params first: each row of the table names its commit")
     table = read_scores(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
     current = {commit: is_current(str(commit)) for commit in table["commit"].unique()}
     table = table[table["commit"].map(current).astype(bool)].reset_index(drop=True)
@@ -140,8 +144,6 @@ def main() -> None:
     for number, row in enumerate(rows, start=1):
         if (table[KEY].astype(str) == [str(value) for value in row]).all(axis=1).any():
             continue
-        if run("git", "status", "--porcelain", "--", "params.yaml", "dvc.yaml", *code()).strip():
-            sys.exit("error: commit the code and the params first: each row of the table names its commit")
         named = ", ".join(f"{name} {value}" for name, value in zip(KEY, row, strict=True))
         print(f"{number} of {len(rows)}: {named}", flush=True)
         result = pd.DataFrame([run_row(row)])

@@ -116,6 +116,67 @@ def test_the_ladder_comes_first_with_five_rows_a_rung_for_both_networks():
     assert {len(repeats) for repeats in kinds.values()} == {5}
 
 
+@pytest.fixture
+def two_commits(tmp_path, monkeypatch):
+    """A repository whose second commit words one file of code anew: its hashes, old and new."""
+    people = {f"GIT_{role}_{what}": "a" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for name, value in people.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    forget()
+    study.git("init", "-q")
+    (tmp_path / "braintumor").mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((PROJECT / name).read_text())
+    for text in ("old", "new"):
+        (tmp_path / "braintumor/training.py").write_text(text)
+        study.git("add", ".")
+        study.git("commit", "-qm", text)
+    yield [study.git("rev-parse", f"{commit}:braintumor/training.py").strip() for commit in ("HEAD^", "HEAD")]
+    forget()
+
+
+def forget():
+    """Let a study read its file and git's commits anew."""
+    study.committed.cache_clear()
+    study.read_same_results.cache_clear()
+
+
+def write_same(**same):
+    study.STUDY.write_text(yaml.safe_dump({"parts": {}, "same_results": same}))
+
+
+def test_rows_of_other_code_are_stale(two_commits):
+    assert study.recipe_of("HEAD") != study.recipe_of("HEAD^")
+    assert study.recipe_of("HEAD") == study.recipe_of("HEAD", {})
+    assert study.recipe_of("HEAD", {"train.dropout": 0.1}) != study.recipe_of("HEAD")
+
+
+def test_rows_of_code_that_gives_the_same_results_are_not(two_commits):
+    old, new = two_commits
+    before = study.recipe_of("HEAD^")
+    forget()
+    write_same(**{new: "a" * 40, "a" * 40: old})  # by way of one between
+    assert study.recipe_of("HEAD") == study.recipe_of("HEAD^") == before
+    assert study.recipe_of("HEAD", {"train.dropout": 0.1}) == study.recipe_of("HEAD^", {"train.dropout": 0.1})
+
+
+def test_same_results_may_be_empty_and_are_no_list(two_commits):
+    study.STUDY.write_text("same_results:")
+    assert study.read_same_results(study.STUDY) == {}
+    forget()
+    study.STUDY.write_text("same_results: [a]")
+    with pytest.raises(UserError, match=r"same_results: .* no list of hashes"):
+        study.read_same_results(study.STUDY)
+
+
+@pytest.mark.parametrize("content", ["747d6cd4", 10**39, "braintumor/training.py"])
+def test_same_results_are_of_whole_hashes(two_commits, content):
+    write_same(**{two_commits[1]: content})
+    with pytest.raises(UserError, match=f"same_results: {content} is none of git's hashes"):
+        study.read_same_results(study.STUDY)
+
+
 def make_table(accuracies, **columns):
     lines = [
         {
@@ -250,12 +311,12 @@ def test_a_single_run_has_the_wider_of_its_intervals():
 def test_a_failed_row_stays_in_the_table_until_it_has_ended_anew(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = study.read_study(write(tmp_path, [{"name": "a"}, {"name": "b"}]), CONTENT)
-    table = study.Study.__new__(study.Study)
-    table.experiments, table.records = rows, {}
+    monkeypatch.setattr(study, "recipe_of", lambda *_: "r")
     lines = make_table([np.nan, 0.9]).assign(
-        name=["a", "b"], state=["failed", "success"], reason=["no weights", ""]
+        name=["a", "b"], state=["failed", "success"], reason=["no weights", ""], recipe="r"
     )
-    table.kept = {line["name"]: line for line in lines.to_dict("records")}
+    write_table(lines, study.RESULTS)
+    table = study.Study(rows)
     assert [table.state(row) for row in rows] == ["failed", "success"]
     assert table.reason(rows[0]) == "no weights"
     queued = study.Record("a", "queued", "r", "c" * 40, "", 0, {})
@@ -273,8 +334,13 @@ def test_a_failed_row_stays_in_the_table_until_it_has_ended_anew(tmp_path, monke
 
 def test_what_has_failed_before_is_not_told_as_an_outcome(tmp_path, monkeypatch, capsys):
     rows = study.read_study(write(tmp_path, [{"name": "a"}]), CONTENT)
-    table = study.Study.__new__(study.Study)
-    table.experiments, table.records, table.kept = rows, {}, {"a": {"name": "a", "state": "failed"}}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "recipe_of", lambda *_: "r")
+    write_table(
+        make_table([np.nan]).assign(name="a", state="failed", reason="no weights", recipe="r"), study.RESULTS
+    )
+    table = study.Study(rows)
+    assert table.state(rows[0]) == "failed"
     monkeypatch.setattr(study, "git", lambda *_: "refs")
     monkeypatch.setattr(study, "dvc", lambda *_: "")
     table.look, table.export = (lambda: None), (lambda _: None)
