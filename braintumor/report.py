@@ -210,7 +210,7 @@ def claim(results: Results, params: Params) -> dict[str, Any]:
         "label": label,
         "number": percent(mean),
         "lines": [
-            f"{images} test images, 95% interval {percent(low)} to {percent(high)}",
+            f"{images} test images, 95% interval {percent(low)} to {percent(high)}, as if copies were independent",
             f"The same recipe, trained on Training, tested on Testing: {line} (metrics/seeds.csv).",
             *worth,
         ],
@@ -315,7 +315,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         "tested_on": f"{test['images']} images ({label.lower()}). {sentence}",
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
         f"{test['images_distinct']} distinct pictures{found}. 95% intervals.{folds and f' {folds}'}",
-        "weaknesses": f"Least sensitive for {weakest['class']} ({interval_text(*weakest[bounds])}). "
+        "weaknesses": f"Least sensitive in this test for {weakest['class']} ({interval_text(*weakest[bounds])}). "
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only. "
         "Part of the score is about scanners and sources; the report's baselines say how much.",
     }
