@@ -15,8 +15,8 @@ from braintumor.tables import TRAIN, VALIDATION
 
 
 def resident_limit(device: torch.device) -> int:
-    """Return the bytes that a set may take on a device: half of a GPU's free memory, a GiB of the main memory."""
-    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**30
+    """Return the bytes that a set may take on a device: half of a GPU's free memory, half a GiB on a CPU."""
+    return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2**29
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class Batches:
             yield self._normalise(self._take(index, on_device)), self.labels[on_device]
 
     def shuffled(
-        self, augmentation: Augmentation, seed: int, rank: int = 0, ranks: int = 1
+        self, augmentation: Augmentation, seed: int, rank: int = 0, ranks: int = 1, skip: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield full batches of augmented images in random order; what does not fill a batch is left out.
 
@@ -216,15 +216,19 @@ class Batches:
         seed : int
             Of order and augmentation: another one for each epoch.
         rank, ranks : int
+        skip : int
+            Batches at the start to leave out; the others stay as they are.
         """
         generator = torch.Generator().manual_seed(seed)
         order = self._order(generator)[: self.steps * self.batch_size]
         own = slice(rank * self.batch_size // ranks, (rank + 1) * self.batch_size // ranks)
         # Order and draws go to the device for many batches at once: a copy for each would make a GPU wait.
-        for block in order.split(64 * self.batch_size):
+        for number, block in enumerate(order.split(64 * self.batch_size)):
             draws = _send(augmentation.draw(len(block), generator), self.device)
             on_device = _send(block, self.device)
             for start in range(0, len(block), self.batch_size):
+                if 64 * number + start // self.batch_size < skip:
+                    continue
                 batch = slice(start, start + self.batch_size)
                 index = on_device[batch][own]
                 images = self._take(block[batch][own], index)
@@ -255,7 +259,7 @@ class Batches:
         if self.resident is not None:
             images = self.resident[on_device]
         else:
-            images = torch.from_numpy(self.images[self.rows[index.numpy()]]).to(self.device)
+            images = _send(torch.from_numpy(self.images[self.rows[index.numpy()]]), self.device)
             drop_pages(self.images)
         return images.unsqueeze(1).float()
 

@@ -47,7 +47,7 @@ class Checkpoint:
             return None
         try:
             return torch.load(self.file, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except Exception as error:  # a damaged file may raise anything
             raise UserError(
                 f"{self.file}: cannot be read ({type(error).__name__}): delete it to start anew"
             ) from None

@@ -12,7 +12,7 @@ from braintumor.device import choose_precision, synchronise_norms
 from braintumor.distributed import ALONE, Ranks
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Train, pick
-from braintumor.training import Epoch, Recipe, Training
+from braintumor.training import Epoch, Recipe, Stopped, Training
 
 
 def make_training(
@@ -68,6 +68,8 @@ def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:
     ------
     Diverged
         If a loss is infinite or no number.
+    Stopped
+        If `training` was asked to stop; what it has done so far is saved.
     """
     ranks, epochs = training.ranks, training.recipe.epochs
     if state := ranks.share(checkpoint.load() if ranks.first else None):
@@ -77,13 +79,19 @@ def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:
             training.run_epoch()
         return
     if state:
-        print(f"going on after epoch {len(training.epochs)} of {epochs}", flush=True)
+        begun = f" and {training.begun} of {training.train.steps} batches of the next" if training.begun else ""
+        print(f"going on after epoch {len(training.epochs)} of {epochs}{begun}", flush=True)
     start = time.perf_counter()
     with Live(str(live), dvcyaml=None, save_dvc_exp=False) as log:
         for epoch in training.epochs:
             log_epoch(log, epoch)
         while not training.done:
-            epoch = training.run_epoch()
+            try:
+                epoch = training.run_epoch()
+            except Stopped:
+                checkpoint.save(training.state())
+                print(f"stopped: {checkpoint.file} holds all that was done; the next start goes on", flush=True)
+                raise
             checkpoint.save(training.state())
             log_epoch(log, epoch)
             print(

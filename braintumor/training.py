@@ -265,10 +265,15 @@ class Diverged(UserError):  # noqa: N818, an event rather than a mistake of the 
         )
 
 
-class Training:
-    """A training that can be put away after any epoch and taken up again as if nothing had happened.
+class Stopped(Exception):  # noqa: N818, an event rather than an error
+    """A training has been asked to stop, and has, between two steps."""
 
-    Order, augmentation and dropout of an epoch come from one seed, so that no generator's state is part of it.
+
+class Training:
+    """A training that can be put away after any step and taken up again as if nothing had happened.
+
+    Order, augmentation and dropout of an epoch come from one seed, so that only amid an epoch a generator's state
+    is part of it: dropout's.
 
     Parameters
     ----------
@@ -287,11 +292,13 @@ class Training:
     ----------
     epochs : list of Epoch
         What has been done so far.
+    stopping : bool
+        Set it, from a signal's handler for example, and `run_epoch` stops before the next step.
 
     Raises
     ------
     UserError
-        If a batch cannot be dealt out in equal parts.
+        If a batch cannot be dealt out in equal parts, or there are fewer images to validate than processes.
     """
 
     def __init__(
@@ -315,6 +322,11 @@ class Training:
                 f"{self.ranks.count} processes with {recipe.accumulation} equal parts each: make it a multiple of "
                 f"{parts}, at most {len(train)}"
             )
+        if len(validation) < self.ranks.count:
+            raise UserError(
+                f"train.launcher: {self.ranks.count} processes cannot share {len(validation)} validation images: "
+                "start fewer, or lower split.validation_folds"
+            )
         self.model = model.to(train.device, memory_format=torch.channels_last)
         self.train, self.validation, self.augmentation = train, validation, augmentation
         self.recipe, self.precision = recipe, precision
@@ -323,6 +335,11 @@ class Training:
         self.averaged = self.average.model
         self.epochs: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
+        self.stopping = False
+        # Losses, predictions and labels of the steps of an epoch that has begun, and the state that dropout's
+        # generator goes on from.
+        self._begun: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        self._generator: Tensor | None = None
         self._network: nn.Module | None = None
         self._graph: GraphedStep | None = None
         self._frozen = False
@@ -339,11 +356,18 @@ class Training:
         waited = number - self.best.number if self.epochs else 0
         return number == self.recipe.epochs or (patience is not None and waited >= patience)
 
+    @property
+    def begun(self) -> int:
+        """Number of steps that have been done of an epoch that has begun."""
+        return len(self._begun[0])
+
     def run_epoch(self) -> Epoch:
-        """Train on every batch once and validate the averaged weights.
+        """Train on every batch once, or on what is left of a begun epoch, and validate the averaged weights.
 
         Raises
         ------
+        Stopped
+            If `stopping` was set; `state` then holds the begun epoch.
         Diverged
             If a loss is infinite or no number; the best weights so far stay in `best_weights`.
         """
@@ -357,11 +381,20 @@ class Training:
         self._prepare(frozen=number <= recipe.frozen_epochs)
         seed = recipe.seed * 100_003 + number
         torch.manual_seed(seed + 1_000_003 * ranks.rank)  # dropout's
-        batches = self.train.shuffled(self.augmentation, seed, ranks.rank, ranks.count)
+        if self._generator is not None:
+            self._set_generator()
+        taken = self.begun
+        batches = self.train.shuffled(self.augmentation, seed, ranks.rank, ranks.count, taken)
         bar = tqdm(
-            batches, f"epoch {number}/{recipe.epochs}", steps, leave=False, disable=None if ranks.first else True
+            batches,
+            f"epoch {number}/{recipe.epochs}",
+            steps,
+            initial=taken,
+            leave=False,
+            disable=None if ranks.first else True,
         )
-        losses, predictions, labels = self._train(bar, rates, first)
+        losses, predictions, labels = self._train(bar, rates[taken:], first + taken)
+        self._begun = ([], [], [])
         losses = (ranks.sum(losses) / ranks.count).cpu()
         bad = losses.isfinite().logical_not().nonzero()
         if len(bad):
@@ -385,13 +418,16 @@ class Training:
     def _train(
         self, batches: Iterable[tuple[Tensor, Tensor]], rates: list[float], first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Train on each batch at its rate; return the losses, and all predictions and labels.
+        """Train on each batch at its rate; return the epoch's losses, and all its predictions and labels.
 
         `first` is the number of steps before these.
         """
         self._network.train()
-        losses, predictions, labels = [], [], []
+        losses, predictions, labels = self._begun
         for step, ((images, target), rate) in enumerate(zip(batches, rates, strict=True), start=first):
+            if self.stopping:
+                self._keep_generator()
+                raise Stopped
             set_rate(self.optimizer, rate)
             self.average.weight.fill_(newest_weight(self.recipe.averaging, step))
             if self.graphs and self._graph is None:
@@ -434,9 +470,32 @@ class Training:
         if self.compiled:
             self._network = torch.compile(self._network)
 
+    def _keep_generator(self) -> None:
+        """Keep the state of the generator that dropout draws from."""
+        device = self.train.device
+        self._generator = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+    def _set_generator(self) -> None:
+        """Let dropout go on drawing where it had stopped."""
+        state, self._generator, device = self._generator, None, self.train.device
+        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+
+    def _begun_state(self) -> dict | None:
+        """Return what is known of a begun epoch, None where none is."""
+        losses, predictions, labels = self._begun
+        if not losses:
+            return None
+        return {
+            "losses": torch.stack(losses),
+            "predictions": torch.cat(predictions),
+            "labels": torch.cat(labels),
+            "generator": self._generator,
+        }
+
     def state(self) -> dict:
         """Return all that has changed since the start, as tensors and plain values."""
         return {
+            "begun": self._begun_state(),
             "model": self.model.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -458,3 +517,11 @@ class Training:
             Epoch(epoch["number"], epoch["lr"], EpochScores(**epoch["train"]), EpochScores(**epoch["validation"]))
             for epoch in state["epochs"]
         ]
+        self._begun, self._generator = ([], [], []), None
+        if begun := state["begun"]:
+            device, ranks = self.train.device, self.ranks
+            # Each process goes on with its share, as if it had trained on it; the epoch's scores need no order.
+            shares = (begun[name].to(device)[ranks.rank :: ranks.count] for name in ("predictions", "labels"))
+            self._begun = (list(begun["losses"].to(device)), *([share] for share in shares))
+            if ranks.first:  # another one's dropout has to differ
+                self._generator = begun["generator"]

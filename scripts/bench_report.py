@@ -308,8 +308,8 @@ def write_memory(found: dict, _: dict) -> str:
 
 Ten times the images take {peaks["ten times"] / peaks["once"]:.2f} times the memory: the peak resident memory of a
 process that reads every image and then trains the default network on some, with those pages of the file that are
-mapped into it. An array over the limit (one GiB; half of a GPU's memory) stays on disk and is read batch by batch.
-The longer array is of black images."""
+mapped into it. An array over the limit (half a GiB; half of a GPU's memory) stays on disk and is read batch by
+batch. The longer array is of black images."""
 
 
 WRITERS = {

@@ -33,7 +33,9 @@ def main(
             f"audit: {len(unreadable)} of {len(paths)} images cannot be read, more than "
             f"audit.max_quarantined={params.max_quarantined:g} allows; {quarantine} lists each with its reason"
         )
-    patients = library.read_patients(Path(params.patients), table["path"]) if params.patients else None
+    patients = None
+    if params.patients:
+        patients = library.read_patients(Path(params.patients).expanduser(), table["path"])
     table = library.add_groups(table, signatures, patients, params.similarity)
     write_table(table, manifest)
     summary = library.summarise(table, len(unreadable))

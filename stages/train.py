@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import braintumor
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.device import choose_device, choose_precision, describe_environment
@@ -19,7 +18,7 @@ from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
 from braintumor.params import Params, load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
-from braintumor.training import Diverged, Recipe
+from braintumor.training import Diverged, Recipe, Stopped
 from braintumor.weights import Description, save_model
 from stages import run
 
@@ -47,7 +46,6 @@ def main(
         if suggested is None:
             raise UserError(f"train.lr=auto: {lr_range} suggests no rate, the loss fell at none: set a number")
         recipe = replace(recipe, lr=suggested)
-    checkpoint = Checkpoint(weights.parent / "unfinished", configuration(params, recipe, [images, split], device))
     described = Description(
         architecture,
         sets.classes,
@@ -56,18 +54,28 @@ def main(
         sets.train.deviation,
         describe_environment(device, choose_precision(train.precision, device)),
     )
-    # A preempted job: every finished epoch has been saved, the one that runs is done again later, and DVC sees a
-    # stage that has failed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A preempted job: DVC sees a stage that has failed.
+    signal.signal(signal.SIGTERM, leave)
     with joined(device) as ranks:
         training = make_training(train, architecture, recipe, sets, device, ranks)
+        # After all of the code that trains is loaded, which is part of the key.
+        key = configuration(params, recipe, [images, split], device)
+        checkpoint = Checkpoint(weights.parent / "unfinished", key)
+        # Several processes would have to stop at one step; they lose the epoch that runs, which is done again.
+        if ranks.count == 1:
+            signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
         try:
             run_epochs(training, checkpoint, live)
+        except Stopped:
+            leave()
         except Diverged as error:
             if not training.epochs or not ranks.first:
                 raise
             save_model(training.best_weights, described, weights, description)
             raise UserError(f"{error}; {weights} holds epoch {training.best.number}, the best so far") from None
+    signal.signal(signal.SIGTERM, leave)
+    if training.stopping:  # asked for too late for a step to see it: the next start only writes
+        leave()
     if not ranks.first:
         return
     save_model(training.best_weights, described, weights, description)
@@ -82,9 +90,16 @@ def main(
     checkpoint.delete()
 
 
+def leave(*_: object) -> None:
+    """End as what a SIGTERM has ended."""
+    sys.exit(128 + signal.SIGTERM)
+
+
 def configuration(params: Params, recipe: Recipe, data: list[Path], device: torch.device) -> str:
     """Return a hash of all that a training depends on but the number of processes: another can go on with it."""
-    code = [Path(__file__), *sorted(Path(braintumor.__file__).parent.glob("*.py"))]
+    # All that this process has loaded of the project: a report that is worded anew loses no training.
+    modules = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "braintumor"}
+    code = [Path(__file__), *(Path(file) for _, file in sorted(modules.items()))]
     train = params.train.model_dump(exclude={"launcher", "lr"})
     # What auto stands for on this machine, where another may go on.
     precision = choose_precision(params.train.precision, device)

@@ -95,6 +95,14 @@ def test_processes_together_get_what_one_gets_alone(resident):
         assert torch.equal(share, alone[rank::3])
 
 
+def test_batches_that_are_skipped_leave_the_others_as_they_are():
+    batches = make(random_images(280))  # 70 batches: more than draws are made for at once
+    whole, rest = list(batches.shuffled(ALL, 3)), list(batches.shuffled(ALL, 3, skip=66))
+    assert len(whole) == 70 and len(rest) == 4
+    for (images, labels), (others, other_labels) in zip(whole[66:], rest, strict=True):
+        assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
 def test_a_split_becomes_sets_normalised_by_what_trains():
     images = random_images(6)
     subsets = ["train", "test", "train", "validation", "unused", "train"]

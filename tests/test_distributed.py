@@ -85,6 +85,22 @@ def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout
 
 
 @pytest.mark.slow
+def test_two_processes_go_on_amid_the_epoch_in_which_one_was_preempted(checkout):
+    checkout.params({"train": PLAIN | {"epochs": 30}})
+    process = start(checkout, ONE, "epoch 3/30")
+    process.terminate()
+    assert "stopped: models/unfinished/" in process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "going on after epoch" in checkout.run(TWO)
+    resumed = curves(checkout)
+    assert "going on" not in checkout.run(ONE)
+    undisturbed = curves(checkout)
+    assert len(resumed) == len(undisturbed) == 30
+    for name in ("train_loss", "train_accuracy"):
+        assert resumed[name].to_numpy() == pytest.approx(undisturbed[name].to_numpy(), abs=5e-3), name
+
+
+@pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
     process = start(checkout, TWO, "epoch 2/500")

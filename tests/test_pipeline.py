@@ -411,8 +411,14 @@ def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, n
         if line.startswith("epoch 2/8"):
             process.send_signal(number)
             break
+    rest = process.stdout.read()
     process.stdout.close()
     assert process.wait() == code
+    # A SIGTERM is answered after the step that runs, with what was done of the epoch.
+    assert ("stopped: models/unfinished/training-" in rest) == (number == signal.SIGTERM)
+    # Code that no training runs does not part it from its state.
+    report = checkout.folder / "braintumor/report.py"
+    report.write_text(report.read_text() + "# another wording\n")
     output = checkout.run(command)
     assert re.search(r"going on after epoch [234] of 8", output)
     assert "epoch 1/8" not in output
@@ -485,9 +491,10 @@ def test_a_model_of_other_classes_is_refused(checkout):
 
 
 def test_phantoms_with_a_table_of_other_patients_are_refused(checkout):
-    checkout.params({"audit": {"patients": "braintumor/patients.csv"}})
+    checkout.params({"audit": {"patients": "~/braintumor/patients.csv"}})
+    checkout.env["HOME"] = str(checkout.folder)
     output = checkout.run("dvc repro", code=1)
-    assert "error: audit.patients: braintumor/patients.csv names none of the images" in output
+    assert f"error: audit.patients: {checkout.folder}/braintumor/patients.csv names none of the images" in output
     assert "Traceback" not in output
 
 

@@ -10,12 +10,14 @@ from torch import nn
 from braintumor.batches import Augmentation, Batches
 from braintumor.checkpoint import Checkpoint, fingerprint
 from braintumor.device import choose_device, choose_precision
+from braintumor.distributed import Ranks
 from braintumor.errors import UserError
 from braintumor.graphs import GraphedStep
 from braintumor.models import Architecture
 from braintumor.training import (
     Diverged,
     Recipe,
+    Stopped,
     Training,
     WeightAverage,
     epoch_scores,
@@ -61,6 +63,18 @@ def train(recipe=RECIPE, precision=torch.float32, epochs=None, state=None, devic
     while not training.done and len(training.epochs) != epochs:
         training.run_epoch()
     return training
+
+
+def stop_after(training, steps):
+    """Ask a training to stop amid its next epoch."""
+    shuffled = training.train.shuffled
+
+    def stopping(*arguments):
+        for number, batch in enumerate(shuffled(*arguments)):
+            training.stopping = number == steps
+            yield batch
+
+    training.train.shuffled = stopping
 
 
 def replace(**changes):
@@ -201,12 +215,15 @@ def test_a_graph_draws_anew_at_each_step_and_what_the_plain_step_draws():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_step_as_a_graph_trains_as_the_plain_one_does_and_goes_on_from_any_epoch(optimizer, tmp_path):
+def test_a_step_as_a_graph_trains_as_the_plain_one_does_and_goes_on_from_any_step(optimizer, tmp_path):
     recipe = replace(optimizer=optimizer, lr=0.01, frozen_epochs=1, epochs=4)
     plain, graphed = (train(recipe, device="cuda", graphs=graphs) for graphs in (False, True))
     losses = [[epoch.train.loss for epoch in training.epochs] for training in (plain, graphed)]
     assert losses[1] == pytest.approx(losses[0], abs=0.02)
     half = train(recipe, device="cuda", epochs=2)
+    stop_after(half, 6)
+    with pytest.raises(Stopped):
+        half.run_epoch()
     checkpoint = Checkpoint(tmp_path, "key")
     checkpoint.save(half.state())
     again = train(recipe, device="cuda", state=checkpoint.load())
@@ -250,6 +267,55 @@ def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimizer,
     assert not (tmp_path / optimizer).exists()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 4), (2, 11), (2, 0)])
+def test_a_training_goes_on_amid_an_epoch_as_if_it_had_never_stopped(optimizer, epochs, steps, tmp_path):
+    recipe = replace(optimizer=optimizer, lr=0.01, epochs=4)
+    whole = train(recipe)
+    half, checkpoint = train(recipe, epochs=epochs), Checkpoint(tmp_path, "key")
+    stop_after(half, steps)
+    with pytest.raises(Stopped):
+        half.run_epoch()
+    assert (len(half.epochs), half.begun) == (epochs, steps)
+    checkpoint.save(half.state())
+    unmoved = train(recipe, epochs=epochs, state=checkpoint.load())
+    checkpoint.save(unmoved.state())
+    again = train(recipe, state=checkpoint.load())
+    del half.train.shuffled  # stop_after's
+    half.stopping = False
+    while not half.done:
+        half.run_epoch()
+    for training in (again, half):
+        assert training.epochs == whole.epochs
+        for name, value in whole.best_weights.items():
+            assert torch.equal(value, training.best_weights[name]), name
+
+
+def test_an_epoch_that_one_process_began_is_dealt_out_to_two():
+    half = train(epochs=1)
+    stop_after(half, 3)
+    with pytest.raises(Stopped):
+        half.run_epoch()
+    state, shares = half.state(), []
+    for rank in (0, 1):
+        model = Architecture.named("resnet", [8, 16], None, 0.1, 32, 2).build()
+        training = Training(model, *make_sets(), AUGMENTATION, RECIPE, torch.float32, Ranks(rank, 2))
+        training.restore(state)
+        assert training.begun == 3
+        shares.append(torch.stack([*training._begun[1], *training._begun[2]], dim=1))
+    assert [share.shape for share in shares] == [(24, 2), (24, 2)]  # 3 batches of 16
+    whole = torch.stack([state["begun"]["predictions"], state["begun"]["labels"]], dim=1)
+    assert sorted(torch.cat(shares).tolist()) == sorted(whole.tolist())
+
+
+def test_more_processes_than_images_to_validate_are_an_error():
+    training, validation = make_sets()
+    few = Batches(validation.images, validation.rows[:1], np.zeros(1), 16, 0.2, 0.2, CPU)
+    model = Architecture.named("resnet", [8, 16], None, 0.1, 32, 2).build()
+    with pytest.raises(UserError, match=r"2 processes cannot share 1 validation images.*split\.validation_folds"):
+        Training(model, training, few, AUGMENTATION, RECIPE, torch.float32, Ranks(0, 2))
+
+
 def test_the_key_of_a_state_is_that_of_files_and_values(tmp_path):
     files = [tmp_path / "a", tmp_path / "b"]
     for file in files:
@@ -261,10 +327,13 @@ def test_the_key_of_a_state_is_that_of_files_and_values(tmp_path):
     assert fingerprint(files, 1) not in keys
 
 
-def test_a_damaged_state_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    "damage", [lambda whole: whole[:-200], lambda _: b"no state", lambda _: b".", lambda _: b""]
+)
+def test_a_damaged_state_is_an_error(damage, tmp_path):
     checkpoint = Checkpoint(tmp_path, "key")
     checkpoint.save({"a": torch.ones(3)})
-    checkpoint.file.write_bytes(checkpoint.file.read_bytes()[:-200])
+    checkpoint.file.write_bytes(damage(checkpoint.file.read_bytes()))
     with pytest.raises(UserError, match=r"cannot be read.*delete it"):
         checkpoint.load()
 
