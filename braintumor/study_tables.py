@@ -64,7 +64,7 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
             )
     columns = ["rung", "model", "measured_on", "repeats", "mean", "low", "high"]
     rungs = pd.DataFrame([line for line in lines if line["repeats"]], columns=columns)
-    return rungs.round({"mean": 4, "low": 4, "high": 4})
+    return rungs.round({"mean": 6, "low": 6, "high": 6})
 
 
 def figure_of(rows: pd.DataFrame, column: str) -> dict[str, float]:
