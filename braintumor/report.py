@@ -267,6 +267,17 @@ def data_text(params: Params) -> str:
     }[data.source]
 
 
+def border_tells(baselines: pd.DataFrame) -> bool:
+    """Whether images' borders alone tell more than the commonest class does, beyond both intervals.
+
+    Parameters
+    ----------
+    baselines : DataFrame with columns baseline, low and high
+    """
+    bounds = baselines.set_index("baseline")[["low", "high"]]
+    return "border" in bounds.index and bool(bounds.loc["border", "low"] > bounds.loc["majority", "high"])
+
+
 def limits(results: Results, params: Params) -> list[str]:
     """Say what these figures do not show."""
     data, test = results.metrics["data"], results.metrics["test"]
@@ -279,9 +290,14 @@ def limits(results: Results, params: Params) -> list[str]:
         "group is a group of copies, and two slices of one unknown person may be on both sides.",
     ]
     if "border" in sides.index:
+        told = (
+            ": part of any score here is about scanners and sources."
+            if border_tells(results.tables["baselines"])
+            else f", where the commonest class is {interval_text(*sides.loc['majority'])}: that shows nothing."
+        )
         found.append(
             f"The border of an image alone gives its class for {interval_text(*sides.loc['border'])} of the "
-            "test images: part of any score here is about scanners and sources."
+            f"test images{told}"
         )
     if pictures := data["contradictory_copy_groups"]:
         found.append(f"Pictures with two labels, one of which must be wrong: {pictures}.")
@@ -306,6 +322,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         else ""
     )
     folds = folds_text(results, params)
+    sources = " Part of the score is about scanners and sources; the report's baselines say how much."
     return {
         "network": network_text(results),
         "classes": results.classes,
@@ -316,6 +333,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
         f"{test['images_distinct']} distinct pictures{found}. 95% intervals.{folds and f' {folds}'}",
         "weaknesses": f"Least sensitive in this test for {weakest['class']} ({interval_text(*weakest[bounds])}). "
-        f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only. "
-        "Part of the score is about scanners and sources; the report's baselines say how much.",
+        f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only."
+        + sources
+        * border_tells(results.tables["baselines"]),
     }

@@ -24,6 +24,10 @@ def test_its_commands_work_from_a_clean_clone(finished, tmp_path):
     clone.link_venv()
     clone.env["HOME"] = str(tmp_path)
     clone.run("set -ex\n" + "\n".join(command for command in COMMANDS if command not in IN_CI))
+    (show,) = (command for command in COMMANDS if command.startswith("dvc exp show "))
+    columns = clone.run(f"{show} --csv").splitlines()[0].split(",")
+    assert {"Experiment", "accuracy", "accuracy_distinct", "train.dropout"} <= set(columns)
+    assert len(columns) < 20 and not any(column.endswith("_low") for column in columns)
     rows = json.loads(clone.run("dvc exp show --json"))
     tried = [
         experiment["revs"][0]["data"]["params"]["params.yaml"]["data"]

@@ -12,7 +12,7 @@ import pytest
 
 from braintumor.params import load_params, with_overrides
 from braintumor.provenance import measured_on
-from braintumor.report import folds_text, protocol_of
+from braintumor.report import border_tells, folds_text, limits, protocol_of
 from braintumor.results import percent, with_interval
 from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
@@ -84,6 +84,22 @@ def test_the_page_says_what_the_split_has_done(protocol, testing, label, words):
     results = SimpleNamespace(metrics={"data": {"testing_images": testing, "patients": 5}})
     said, sentence = protocol_of(results, with_overrides(params, overrides))
     assert said == label and words in sentence
+
+
+@pytest.mark.parametrize(
+    ("border", "told"),
+    [((0.86, 0.84, 0.87), "part of any score here is about scanners"), ((0.3, 0.25, 0.35), "that shows nothing")],
+)
+def test_the_border_speaks_of_sources_only_where_it_tells_more_than_the_commonest_class(border, told):
+    sides = {"majority": (0.28, 0.26, 0.31), "border": border}
+    table = pd.DataFrame(
+        [[name, *values] for name, values in sides.items()], columns=["baseline", "accuracy", "low", "high"]
+    )
+    counts = {"images_of_known_patients": 1, "images": 2, "contradictory_copy_groups": 0}
+    results = SimpleNamespace(metrics={"data": counts, "test": {"images": 2}}, tables={"baselines": table})
+    (said,) = [line for line in limits(results, load_params(PROJECT / "params.yaml")) if "border" in line]
+    assert told in said
+    assert border_tells(table) == ("scanners" in told)
 
 
 def test_all_folds_are_summed_up_where_the_table_has_each_of_them():
