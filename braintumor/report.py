@@ -322,7 +322,11 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         else ""
     )
     folds = folds_text(results, params)
-    sources = " Part of the score is about scanners and sources; the report's baselines say how much."
+    sources = (
+        " Part of the score is about scanners and sources; the report's baselines say how much."
+        if border_tells(results.tables["baselines"])
+        else ""
+    )
     return {
         "network": network_text(results),
         "classes": results.classes,
@@ -333,7 +337,5 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
         f"{test['images_distinct']} distinct pictures{found}. 95% intervals.{folds and f' {folds}'}",
         "weaknesses": f"Least sensitive in this test for {weakest['class']} ({interval_text(*weakest[bounds])}). "
-        f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only."
-        + sources
-        * border_tells(results.tables["baselines"]),
+        f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only.{sources}",
     }

@@ -122,10 +122,8 @@ def best_overlaps(maps: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, floa
 
     Parameters
     ----------
-    maps : ndarray of shape (n, size, size), float32
-        From `enlarge`.
-    masks : ndarray of shape (n, size, size), bool
-        None is empty.
+    maps, masks
+        See `overlaps`.
 
     Returns
     -------

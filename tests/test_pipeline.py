@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -476,6 +477,43 @@ def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checko
     assert "; models/model.safetensors holds epoch 1, the best so far" in output
     assert "Traceback" not in output
     load_model(weights, checkout.folder / "models/model.json")
+
+
+def test_a_preemption_that_no_step_sees_still_fails_the_stage(checkout):
+    """It comes in the last validation, for example."""
+    script = (
+        "import stages, stages.train as stage\n"
+        "def end(training, checkpoint, live):\n"
+        "    training.run_epoch()\n"
+        "    training.stopping = True\n"
+        "stage.run_epochs = end\n"
+        "stages.run(stage.main)\n"
+    )
+    (checkout.folder / "ending.py").write_text(script)
+    weights = checkout.folder / "models/model.safetensors"
+    weights.unlink()
+    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python ending.py")
+    checkout.run(f"{command}; test $? -eq 143")
+    assert not weights.exists()
+
+
+def test_the_key_of_a_state_has_all_the_code_that_trains_and_no_other(checkout):
+    model = {"model": "torchvision/resnet18", "channels": None, "hidden": None, "pretrained": False}
+    checkout.params({"train": model})
+    script = (
+        "import stages, stages.train as stage\n"
+        "def tell(files, *values):\n"
+        "    print('\\n'.join(str(file) for file in files))\n"
+        "    raise SystemExit\n"
+        "stage.fingerprint = tell\n"
+        "stages.run(stage.main)\n"
+    )
+    (checkout.folder / "telling.py").write_text(script)
+    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python telling.py")
+    files = {Path(line).name for line in checkout.run(command).splitlines()}
+    code = {Path(dep).name for dep in DVC["stages"]["train"]["deps"] if dep.endswith(".py")}
+    assert code <= files
+    assert not {"report.py", "study.py", "explanation.py"} & files
 
 
 def test_a_model_of_other_classes_is_refused(checkout):
