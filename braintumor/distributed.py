@@ -39,6 +39,14 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def greatest(self, number: int) -> int:
+        """Return the greatest of all processes' numbers; no GPU is asked or waited for."""
+        if self.count == 1:
+            return number
+        box = torch.tensor(number)
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
     def gather(self, values: Tensor) -> Tensor:
         """Return all processes' tensors of one shape one after the other, along the first axis."""
         if self.count == 1:
@@ -72,12 +80,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     Parameters
     ----------
     device : torch.device
-        Of this process: GPUs exchange through NCCL, CPUs through gloo.
+        Of this process: what lies on GPUs is exchanged through NCCL, what lies on CPUs through gloo.
     """
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:

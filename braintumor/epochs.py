@@ -76,7 +76,11 @@ def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:
         training.restore(state)
     if not ranks.first:
         while not training.done:
-            training.run_epoch()
+            try:
+                training.run_epoch()
+            except Stopped:
+                training.state()  # this process's part of it
+                raise
         return
     if state:
         begun = f" and {training.begun} of {training.train.steps} batches of the next" if training.begun else ""

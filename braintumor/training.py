@@ -273,7 +273,7 @@ class Training:
     """A training that can be put away after any step and taken up again as if nothing had happened.
 
     Order, augmentation and dropout of an epoch come from one seed, so that only amid an epoch a generator's state
-    is part of it: dropout's.
+    is part of it: dropout's, of each process.
 
     Parameters
     ----------
@@ -292,8 +292,9 @@ class Training:
     ----------
     epochs : list of Epoch
         What has been done so far.
-    stopping : bool
-        Set it, from a signal's handler for example, and `run_epoch` stops before the next step.
+    stopping : int
+        Set it, to a signal's number for example, and `run_epoch` stops before the next step; where several
+        processes train, all of them before the same one.
 
     Raises
     ------
@@ -335,9 +336,9 @@ class Training:
         self.averaged = self.average.model
         self.epochs: list[Epoch] = []
         self.best_weights: dict[str, Tensor] = {}
-        self.stopping = False
+        self.stopping = 0
         # Losses, predictions and labels of the steps of an epoch that has begun, and the state that dropout's
-        # generator goes on from.
+        # generator goes on from, in this process.
         self._begun: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         self._generator: Tensor | None = None
         self._network: nn.Module | None = None
@@ -415,6 +416,13 @@ class Training:
             self.best_weights = copy.deepcopy(self.averaged.state_dict())
         return self.epochs[-1]
 
+    def asked_to_stop(self) -> bool:
+        """Say whether this or another process of the training has been asked to stop; all of them have to ask."""
+        asked = self.ranks.greatest(self.stopping)
+        if asked:  # else a signal may have come meanwhile
+            self.stopping = asked
+        return asked > 0
+
     def _train(
         self, batches: Iterable[tuple[Tensor, Tensor]], rates: list[float], first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -425,7 +433,7 @@ class Training:
         self._network.train()
         losses, predictions, labels = self._begun
         for step, ((images, target), rate) in enumerate(zip(batches, rates, strict=True), start=first):
-            if self.stopping:
+            if self.asked_to_stop():
                 self._keep_generator()
                 raise Stopped
             set_rate(self.optimizer, rate)
@@ -485,15 +493,19 @@ class Training:
         losses, predictions, labels = self._begun
         if not losses:
             return None
+        ranks, device = self.ranks, self.train.device
         return {
-            "losses": torch.stack(losses),
-            "predictions": torch.cat(predictions),
-            "labels": torch.cat(labels),
-            "generator": self._generator,
+            "losses": ranks.sum(torch.stack(losses)) / ranks.count,
+            "predictions": ranks.gather(torch.cat(predictions)),
+            "labels": ranks.gather(torch.cat(labels)),
+            "generators": ranks.gather(self._generator[None].to(device)).cpu(),
         }
 
     def state(self) -> dict:
-        """Return all that has changed since the start, as tensors and plain values."""
+        """Return all that has changed since the start, as tensors and plain values.
+
+        Amid an epoch the processes put it together, so that all of them have to call it.
+        """
         return {
             "begun": self._begun_state(),
             "model": self.model.state_dict(),
@@ -523,5 +535,6 @@ class Training:
             # Each process goes on with its share, as if it had trained on it; the epoch's scores need no order.
             shares = (begun[name].to(device)[ranks.rank :: ranks.count] for name in ("predictions", "labels"))
             self._begun = (list(begun["losses"].to(device)), *([share] for share in shares))
-            if ranks.first:  # another one's dropout has to differ
-                self._generator = begun["generator"]
+            # Another number of processes begins anew with dropout, but for the first, since theirs have to differ.
+            if ranks.first or len(begun["generators"]) == ranks.count:
+                self._generator = begun["generators"][ranks.rank].clone()  # torch crashes at a part of a tensor

@@ -54,28 +54,29 @@ def main(
         sets.train.deviation,
         describe_environment(device, choose_precision(train.precision, device)),
     )
-    # A preempted job: DVC sees a stage that has failed.
-    signal.signal(signal.SIGTERM, leave)
+    # A preempted job, or Ctrl-C: DVC sees a stage that has failed.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     with joined(device) as ranks:
         training = make_training(train, architecture, recipe, sets, device, ranks)
         # After all of the code that trains is loaded, which is part of the key.
         key = configuration(params, recipe, [images, split], device)
         checkpoint = Checkpoint(weights.parent / "unfinished", key)
-        # Several processes would have to stop at one step; they lose the epoch that runs, which is done again.
-        if ranks.count == 1:
-            signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)
+            if training.asked_to_stop():  # too late for a step to see it: the next start only writes
+                raise Stopped
         except Stopped:
-            leave()
+            leave(training.stopping)
         except Diverged as error:
             if not training.epochs or not ranks.first:
                 raise
             save_model(training.best_weights, described, weights, description)
             raise UserError(f"{error}; {weights} holds epoch {training.best.number}, the best so far") from None
-    signal.signal(signal.SIGTERM, leave)
-    if training.stopping:  # asked for too late for a step to see it: the next start only writes
-        leave()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     if not ranks.first:
         return
     save_model(training.best_weights, described, weights, description)
@@ -90,9 +91,9 @@ def main(
     checkpoint.delete()
 
 
-def leave(*_: object) -> None:
-    """End as what a SIGTERM has ended."""
-    sys.exit(128 + signal.SIGTERM)
+def leave(number: int, *_: object) -> None:
+    """End as what a signal has ended."""
+    sys.exit(128 + number)
 
 
 def configuration(params: Params, recipe: Recipe, data: list[Path], device: torch.device) -> str:

@@ -398,7 +398,10 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
     assert (checkout.folder / "metrics/data.json").read_text() == before
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, number, code):
     outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
     command = DVC["stages"]["train"]["cmd"].replace("${train.launcher}", "python")
@@ -415,8 +418,8 @@ def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, n
     rest = process.stdout.read()
     process.stdout.close()
     assert process.wait() == code
-    # A SIGTERM is answered after the step that runs, with what was done of the epoch.
-    assert ("stopped: models/unfinished/training-" in rest) == (number == signal.SIGTERM)
+    # A SIGTERM, or Ctrl-C, is answered after the step that runs, with what was done of the epoch.
+    assert ("stopped: models/unfinished/training-" in rest) == (number != signal.SIGKILL)
     # Code that no training runs does not part it from its state.
     report = checkout.folder / "braintumor/report.py"
     report.write_text(report.read_text() + "# another wording\n")
@@ -485,7 +488,7 @@ def test_a_preemption_that_no_step_sees_still_fails_the_stage(checkout):
         "import stages, stages.train as stage\n"
         "def end(training, checkpoint, live):\n"
         "    training.run_epoch()\n"
-        "    training.stopping = True\n"
+        "    training.stopping = 15\n"
         "stage.run_epochs = end\n"
         "stages.run(stage.main)\n"
     )
