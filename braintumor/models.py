@@ -15,6 +15,8 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
+# How many times the stem halves the image.
+RESNETS = {"resnet": 2, "resnet_nopool": 1}
 RESNET_CHANNELS = (16, 16, 32, 32, 64, 64, 128, 128)
 
 
@@ -24,7 +26,7 @@ class Architecture:
 
     Attributes
     ----------
-    model : {"resnet", "cnn"} or str
+    model : {"resnet", "resnet_nopool", "cnn"} or str
         ``torchvision/`` and a name is one of torchvision's classifiers.
     channels : tuple of int
         Of each block; none for those of torchvision.
@@ -54,7 +56,7 @@ class Architecture:
         size: int,
         classes: int,
     ) -> "Architecture":
-        """Complete the architecture of a name: ``resnet``, ``cnn``, ``cnn0`` to ``cnn3``, ``torchvision/...``.
+        """Complete the architecture of a name of params.yaml, such as ``resnet`` or ``torchvision/resnet18``.
 
         What is given for `channels` and `hidden` replaces the name's own.
 
@@ -66,9 +68,9 @@ class Architecture:
         if name.startswith("torchvision/"):
             return cls(name, (), None, dropout, size, classes)
         own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
-        model = "resnet" if name == "resnet" else "cnn"
+        model = name if name in RESNETS else "cnn"
         channels = tuple(channels or own_channels)
-        halvings = 2 + sum(halvings_of(channels)) if model == "resnet" else len(channels)
+        halvings = RESNETS[name] + sum(halvings_of(channels)) if name in RESNETS else len(channels)
         if size < 2**halvings:
             raise UserError(
                 f"train.channels: the network halves an image of {size} pixels {halvings} times, to nothing; "
@@ -91,8 +93,8 @@ class Architecture:
 
             name = self.model.removeprefix("torchvision/")
             return TorchvisionNetwork(name, self.dropout, self.size, self.classes, pretrained)
-        if self.model == "resnet":
-            return ResNet(self.channels, self.dropout, self.classes)
+        if self.model in RESNETS:
+            return ResNet(self.channels, self.dropout, self.classes, pools=RESNETS[self.model] == 2)
         return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)
 
 
@@ -175,22 +177,24 @@ def halvings_of(channels: tuple[int, ...]) -> list[bool]:
 
 
 class ResNet(nn.Module):
-    """A compact residual network: a stem that quarters the image, one block per entry of channels, mean pooling.
+    """A compact residual network: a stem that halves the image, one block per entry of channels, mean pooling.
 
-    A block that changes the number of channels halves the image. The stem pools before its norm and its ReLU,
-    which then have a quarter of the work.
+    A block that changes the number of channels halves the image. A stem that pools halves it once more, before its
+    norm and its ReLU, which then have a quarter of the work.
 
     Parameters
     ----------
     channels, dropout, classes
         See `Architecture`.
+    pools : bool
     """
 
-    def __init__(self, channels: tuple[int, ...], dropout: float, classes: int) -> None:
+    def __init__(self, channels: tuple[int, ...], dropout: float, classes: int, pools: bool) -> None:
         super().__init__()
+        pooling = [nn.MaxPool2d(2)] if pools else []
         self.stem = nn.Sequential(
             nn.Conv2d(1, channels[0], 5, stride=2, padding=2, bias=False),
-            nn.MaxPool2d(2),
+            *pooling,
             nn.BatchNorm2d(channels[0]),
             nn.ReLU(),
         )

@@ -31,7 +31,7 @@ def _exponent(value: object) -> object:
 
 def _network(value: str) -> str:
     """Let the name of a network through; whether torchvision has it, only torchvision can say."""
-    own = ("resnet", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
+    own = ("resnet", "resnet_nopool", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
     if value not in own and not re.fullmatch(r"torchvision/[a-z0-9_]+", value):
         raise ValueError(f"must be {', '.join(own)} or torchvision/<name>, got {value!r}")
     return value
@@ -162,8 +162,8 @@ class Train(Section):
     def _architecture_whole(self) -> "Train":
         if self.model == "cnn" and (self.channels is None or self.hidden is None):
             raise ValueError("model=cnn needs channels and hidden")
-        if self.model == "resnet" and self.hidden is not None:
-            raise ValueError("model=resnet has no hidden layer: hidden must be null")
+        if self.model.startswith("resnet") and self.hidden is not None:
+            raise ValueError(f"model={self.model} has no hidden layer: hidden must be null")
         if self.frozen_epochs >= self.epochs:
             raise ValueError(f"frozen_epochs {self.frozen_epochs} leaves none of {self.epochs} epochs to the body")
         of_torchvision = self.model.startswith("torchvision/")

@@ -48,7 +48,14 @@ def test_the_default_network_stays_under_a_million_and_a_half():
     assert count_parameters(architecture("resnet", size=160).build()) < 1_500_000
 
 
-@pytest.mark.parametrize("name", ["cnn2", "resnet"])
+def test_a_stem_that_does_not_pool_leaves_the_same_weights_and_twice_the_side():
+    pooled, plain = (architecture(name, size=96).build() for name in ("resnet", "resnet_nopool"))
+    assert count_parameters(pooled) == count_parameters(plain)
+    images = torch.zeros(1, 1, 96, 96)
+    assert [model.blocks(model.stem(images)).shape[-1] for model in (pooled, plain)] == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["cnn2", "resnet", "resnet_nopool"])
 @pytest.mark.parametrize("size", [33, 96])
 def test_every_image_gets_one_logit_per_class(name, size):
     model = architecture(name, size=size).build().eval()
