@@ -165,6 +165,9 @@ class Batches:
         Where batches are made and used.
     weights : ndarray of shape (n,), optional
         How often a shuffled epoch has each row, in proportion; once where it is not given.
+    copies : ndarray of shape (n,), int, optional
+        Rows of one number are copies of each other: a shuffled epoch has one of them, drawn anew. All of them
+        where it is not given.
     resident_bytes : int, optional
         The rows are copied to the device at once if they take no more than this (`resident_limit` where it is not
         given), else batch by batch; the batches are the same.
@@ -180,12 +183,15 @@ class Batches:
         deviation: float,
         device: torch.device,
         weights: np.ndarray | None = None,
+        copies: np.ndarray | None = None,
         resident_bytes: int | None = None,
     ) -> None:
         self.images, self.rows, self.batch_size = images, rows, batch_size
         self.mean, self.deviation, self.device = mean, max(deviation, 1e-6), device
         self.labels = torch.from_numpy(np.asarray(labels, np.int64)).to(device)
         self.weights = None if weights is None else torch.from_numpy(np.asarray(weights, np.float64))
+        self.copies = copies
+        self.epoch_size = len(rows if copies is None else np.unique(copies))
         limit = resident_limit(device) if resident_bytes is None else resident_bytes
         fits = len(rows) * images[0].nbytes <= limit
         self.resident = torch.from_numpy(images[rows]).to(device) if fits else None
@@ -238,15 +244,19 @@ class Batches:
     @property
     def steps(self) -> int:
         """Number of batches of a shuffled epoch."""
-        return max(1, len(self.rows) // self.batch_size)
+        return max(1, self.epoch_size // self.batch_size)
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        """Return as many positions as there are rows, in random order, each as often as its weight says.
+        """Return the positions of an epoch's rows, in random order, each as often as its weight says.
 
         With weights, each comes up the whole number next to its share (systematic resampling, Kitagawa 1996).
         """
-        n = len(self.rows)
-        shuffle = torch.randperm(n, generator=generator)
+        shuffle = torch.randperm(len(self.rows), generator=generator)
+        n = self.epoch_size
+        if self.copies is not None:
+            # The first of each, in an order in which those of many copies do not come sooner.
+            firsts = np.unique(self.copies[shuffle.numpy()], return_index=True)[1]
+            shuffle = shuffle[torch.from_numpy(firsts)][torch.randperm(n, generator=generator)]
         if self.weights is None:
             return shuffle
         shares = self.weights[shuffle].cumsum(0)
@@ -278,25 +288,29 @@ class Sets:
 
 
 def make_sets(
-    table: pd.DataFrame, images: np.ndarray, batch_size: int, balance: float, device: torch.device
+    table: pd.DataFrame, images: np.ndarray, batch_size: int, balance: float, distinct: bool, device: torch.device
 ) -> Sets:
     """Make the batches of a split, both normalised by the training images.
 
     Parameters
     ----------
-    table : DataFrame with columns class, group and subset
+    table : DataFrame with columns class, group, copy_group and subset
     images : ndarray of shape (len(table), size, size), uint8
     batch_size : int
     balance : float
         How far groups, such as patients, train with equal weight: a group of n images trains with the weight
         n ** (1 - balance), so that 0 counts images and 1 counts groups.
+    distinct : bool
+        Whether an epoch, and what `balance` counts, has one of each group of copies, in place of all.
     device : torch.device
     """
     classes = sorted(table["class"].unique())
     labels = table["class"].map(classes.index).to_numpy()
     trained, validated = (np.flatnonzero(table["subset"] == subset) for subset in (TRAIN, VALIDATION))
     scale = measure(images, trained)
-    groups = table["group"].iloc[trained]
-    weights = groups.map(groups.value_counts()).to_numpy() ** -float(balance) if balance else None
-    train = Batches(images, trained, labels[trained], batch_size, *scale, device, weights)
+    rows = table.iloc[trained]
+    counted = rows.drop_duplicates(["group", "copy_group"]) if distinct else rows
+    weights = rows["group"].map(counted["group"].value_counts()).to_numpy() ** -float(balance) if balance else None
+    copies = rows["copy_group"].to_numpy() if distinct else None
+    train = Batches(images, trained, labels[trained], batch_size, *scale, device, weights, copies)
     return Sets(tuple(classes), train, Batches(images, validated, labels[validated], batch_size, *scale, device))

@@ -43,10 +43,11 @@ def make_training(
         model = synchronise_norms(model, device)
     precision = choose_precision(train.precision, device)
     if ranks.first:
+        drawn = f" ({sets.train.epoch_size} in an epoch, without copies)" if train.distinct else ""
         print(
             f"{train.model} of {count_parameters(model):,} parameters on {device} in {precision}"
             f"{f', one of {ranks.count} processes' if ranks.count > 1 else ''}, learning rate {recipe.lr:g}: "
-            f"{len(sets.train)} images train, {len(sets.validation)} validate",
+            f"{len(sets.train)} images train{drawn}, {len(sets.validation)} validate",
             flush=True,
         )
     augmentation = pick(Augmentation, train)

@@ -142,6 +142,7 @@ class Train(Section):
     weight_decay: Annotated[Number, Field(ge=0)]
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)]
     balance: Share
+    distinct: bool
     flip: Share
     shift: Share
     rotation: Annotated[Number, Field(ge=0, le=180)]

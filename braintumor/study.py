@@ -115,10 +115,19 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
     Raises
     ------
     UserError
-        If a name occurs twice, a param is not one, or an experiment has both ``vary`` and ``repeat``.
+        If a name occurs twice, a param is not one, also in ``came_later``, or an experiment has both ``vary`` and
+        ``repeat``.
     """
+    settings = read_settings(file)
+    later = settings.get("came_later") or {}
+    if not isinstance(later, dict):
+        raise UserError(f"{file}: came_later: {later} is no list of params, each with a value")
     try:
-        return _read_parts(file, read_settings(file)["parts"], content)
+        with_overrides(content, later)
+    except ValueError as error:
+        raise UserError(f"{file}: came_later: {' '.join(str(error).split())}") from None
+    try:
+        return _read_parts(file, settings["parts"], content)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: needs parts with experiments, each with a name ({error!r})") from None
 
@@ -216,6 +225,25 @@ def with_same_results(listing: str, same: dict[str, str]) -> str:
     return re.sub(r"\b[0-9a-f]{40}\b", oldest, listing)
 
 
+def without_later(content: dict[str, dict], file: Path) -> dict[str, dict]:
+    """Leave out the params that came later and do what was done before them: ``came_later`` of a study.
+
+    Parameters
+    ----------
+    content : dict
+        Of params.yaml, or some of its sections.
+    file : Path
+        The study.
+    """
+    later = (read_settings(file) if file.exists() else {}).get("came_later") or {}
+    return {
+        section: {
+            name: value for name, value in values.items() if (f"{section}.{name}", value) not in later.items()
+        }
+        for section, values in content.items()
+    }
+
+
 @cache
 def committed(commit: str) -> tuple[dict, str, list[str]]:
     """Return a commit's params, what its stages up to the target run (commands and code), and their sections."""
@@ -234,7 +262,8 @@ def committed(commit: str) -> tuple[dict, str, list[str]]:
 def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | None:
     """Return a hash of all that decides a result: commands, code and params of the stages up to the target.
 
-    Code that gives the same results as an older one, as the study says, counts as that. None for a commit whose
+    Code that gives the same results as an older one, as the study says, counts as that, and so does a param that
+    came later. None for a commit whose
     params are none of today's.
     """
     try:
@@ -242,7 +271,7 @@ def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | Non
         params = with_overrides(content, overrides or {}).model_dump()
     except (ValueError, subprocess.CalledProcessError):
         return None
-    used = {section: params[section] for section in sections if section in params}
+    used = without_later({section: params[section] for section in sections if section in params}, STUDY)
     return sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -317,11 +317,11 @@ class Training:
         parts = self.ranks.count * recipe.accumulation
         # Gradients that several parts or processes add up to must not lie in a graph's memory.
         self.graphs = train.device.type == "cuda" and parts == 1
-        if train.batch_size % parts or (parts > 1 and len(train) < train.batch_size):
+        if train.batch_size % parts or (parts > 1 and train.epoch_size < train.batch_size):
             raise UserError(
-                f"train.batch_size: {train.batch_size} of {len(train)} images cannot be dealt out to "
+                f"train.batch_size: {train.batch_size} of {train.epoch_size} images cannot be dealt out to "
                 f"{self.ranks.count} processes with {recipe.accumulation} equal parts each: make it a multiple of "
-                f"{parts}, at most {len(train)}"
+                f"{parts}, at most {train.epoch_size}"
             )
         if len(validation) < self.ranks.count:
             raise UserError(

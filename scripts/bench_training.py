@@ -88,7 +88,7 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
         """Return the seconds since the start and the validation accuracy after each epoch, to one with enough."""
         start, images, section = time.perf_counter(), np.load(squares, mmap_mode="r"), network.train
         own = table.assign(subset=subsets[protocol])
-        sets = make_sets(own, images, section.batch_size, section.balance, shared.device)
+        sets = make_sets(own, images, section.batch_size, section.balance, section.distinct, shared.device)
         training = make_training(network, sets.train, sets.validation, shared.precision)
         curve: list[tuple[float, float]] = []
         accuracy = 0.0

@@ -88,7 +88,7 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed, split.source
     )
     table = leave_out(table, share, train.seed)
-    sets = make_sets(table, array, train.batch_size, train.balance, device)
+    sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     architecture = Architecture.of(train, array.shape[1], len(sets.classes))
     training = make_training(train, architecture, pick(Recipe, train), sets, device)
     validated = table.iloc[sets.validation.rows]

@@ -23,7 +23,7 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     precision = choose_precision(train.precision, device)
     table = read_table(split)
     array = read_images(images, table)
-    sets = make_sets(table, array, train.batch_size, train.balance, device)
+    sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     torch.manual_seed(train.seed)
     model = Architecture.of(train, array.shape[1], len(sets.classes)).build(train.pretrained)
     model.to(device, memory_format=torch.channels_last)

@@ -38,7 +38,7 @@ def main(
     device = choose_device(train.device, train.threads, *place_on_machine())
     table = read_table(split)
     array = read_images(images, table)
-    sets = make_sets(table, array, train.batch_size, train.balance, device)
+    sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     architecture = Architecture.of(train, array.shape[1], len(sets.classes))
     recipe = pick(Recipe, train)
     if train.lr == "auto":

@@ -106,8 +106,8 @@ def test_batches_that_are_skipped_leave_the_others_as_they_are():
 def test_a_split_becomes_sets_normalised_by_what_trains():
     images = random_images(6)
     subsets = ["train", "test", "train", "validation", "unused", "train"]
-    table = pd.DataFrame({"class": list("baabba"), "group": range(6), "subset": subsets})
-    sets = make_sets(table, images, 2, 0.0, CPU)
+    table = pd.DataFrame({"class": list("baabba"), "group": range(6), "copy_group": range(6), "subset": subsets})
+    sets = make_sets(table, images, 2, 0.0, False, CPU)
     assert sets.classes == ("a", "b")
     assert (sets.train.rows.tolist(), sets.train.labels.tolist()) == ([0, 2, 5], [1, 0, 0])
     assert (sets.validation.rows.tolist(), sets.validation.labels.tolist()) == ([3], [1])
@@ -118,10 +118,11 @@ def test_a_split_becomes_sets_normalised_by_what_trains():
 
 def test_a_balanced_epoch_draws_large_groups_less_often():
     # 18 images of one person and 2 of another: balance 1 gives each person half of the epoch, 0.5 gives 3 to 1.
-    table = pd.DataFrame({"class": "ab" * 11, "group": [1] * 18 + [2] * 2 + [3] * 2, "subset": "train"})
+    table = pd.DataFrame({"class": "ab" * 11, "group": [1] * 18 + [2] * 2 + [3] * 2, "copy_group": range(22)})
+    table["subset"] = "train"
     table.loc[20:, "subset"] = "validation"
     for balance, expected in ((1.0, [10, 10]), (0.5, [15, 5]), (0.0, [18, 2])):
-        sets = make_sets(table.assign(**{"class": list("ab" * 11)}), random_images(22), 20, balance, CPU)
+        sets = make_sets(table.assign(**{"class": list("ab" * 11)}), random_images(22), 20, balance, False, CPU)
         counts = np.zeros(20)
         for seed in range(40):
             order = sets.train._order(torch.Generator().manual_seed(seed)).numpy()
@@ -130,6 +131,33 @@ def test_a_balanced_epoch_draws_large_groups_less_often():
         counts /= 40
         assert [counts[:18].sum(), counts[18:].sum()] == pytest.approx(expected, abs=0.5)
         assert counts[:18] == pytest.approx(expected[0] / 18, abs=0.3)
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_an_epoch_of_distinct_images_has_one_of_each_group_of_copies(balance):
+    # Three copies of one image of a person and one of another, and two of an image of somebody else.
+    table = pd.DataFrame(
+        {
+            "class": list("aaaabbb"),
+            "group": [1, 1, 1, 1, 2, 2, 3],
+            "copy_group": [7, 7, 7, 8, 9, 9, 10],
+            "subset": ["train"] * 6 + ["validation"],
+        }
+    )
+    train = make_sets(table, random_images(7), 2, balance, True, CPU).train
+    counts = np.zeros((3, 6))
+    for seed in range(3000):
+        order = train._order(torch.Generator().manual_seed(seed)).tolist()
+        assert len(order) == train.epoch_size == 3 and train.steps == 1
+        if balance == 0:
+            assert sorted({7: 0, 8: 1, 9: 2}[table["copy_group"][row]] for row in order) == [0, 1, 2]
+        for place, row in enumerate(order):
+            counts[place, row] += 1 / 3000
+    # Of three drawn a third each at every place, and each of the copies as often as the others.
+    if balance == 0:
+        assert counts == pytest.approx(np.tile([1 / 9, 1 / 9, 1 / 9, 1 / 3, 1 / 6, 1 / 6], (3, 1)), abs=0.03)
+    else:  # half of the draws each person
+        assert counts.sum(0) == pytest.approx([1 / 4] * 3 + [3 / 4] + [3 / 4] * 2, abs=0.06)
 
 
 def smooth_image(size=48):

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import yaml
 
 from braintumor import study, study_tables
 from braintumor.errors import UserError
+from braintumor.params import with_overrides
 from braintumor.results import read_scores
 from braintumor.tables import write_table
 from tests.conftest import PROJECT
@@ -175,6 +177,29 @@ def test_same_results_are_of_whole_hashes(two_commits, content):
     write_same(**{two_commits[1]: content})
     with pytest.raises(UserError, match=f"same_results: {content} is none of git's hashes"):
         study.read_same_results(study.STUDY)
+
+
+def test_a_param_that_came_later_and_does_as_before_makes_no_row_stale(two_commits):
+    before = study.recipe_of("HEAD", {"train.threads": 3})
+    study.STUDY.write_text("came_later: {train.threads: 2}")
+    without = study.recipe_of("HEAD", {"train.threads": 2})
+    # What was known of it by a commit that does not have the param yet, its code apart:
+    params = with_overrides(CONTENT, {}).model_dump()
+    assert params["train"].pop("threads") == 2
+    _, code, sections = study.committed("HEAD")
+    used = {section: params[section] for section in sections}
+    assert without == sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
+    assert study.recipe_of("HEAD", {"train.threads": 3}) == before != without
+
+
+@pytest.mark.parametrize(
+    ("later", "said"), [("{train.threds: 2}", "threds"), ("[train.threads]", "no list of params")]
+)
+def test_what_came_later_is_params_with_values(tmp_path, later, said):
+    file = tmp_path / "study.yaml"
+    file.write_text(f"parts: {{}}\ncame_later: {later}")
+    with pytest.raises(UserError, match=said):
+        study.read_study(file, yaml.safe_load((PROJECT / "params.yaml").read_text()))
 
 
 def make_table(accuracies, **columns):
