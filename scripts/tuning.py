@@ -11,25 +11,29 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 import torch.nn.functional as F  # noqa: N812, the usual name
 from matplotlib.figure import Figure
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from braintumor.batches import make_sets
 from braintumor.device import choose_device
 from braintumor.epochs import make_training
 from braintumor.errors import UserError
+from braintumor.images import load_squares
 from braintumor.models import Architecture, count_parameters
 from braintumor.pages import fill_file, table
-from braintumor.params import Params, load_params, pick, read_settings, with_overrides
+from braintumor.params import Params, Preprocess, load_params, pick, read_settings, with_overrides
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
-from braintumor.tables import TRAIN, TRAINING, UNUSED, read_images, read_table
+from braintumor.tables import TEST, TRAIN, TRAINING, UNUSED, VALIDATION, read_images, read_table
 from braintumor.training import Recipe, predict
 from scripts import run_script
 from scripts.demo import PROJECT
+from stages import workers
 
 VARIANTS = PROJECT / "tuning.yaml"
 RESULTS = PROJECT / "metrics/tuning.csv"
@@ -43,6 +47,9 @@ class Result:
 
     Attributes
     ----------
+    protocol : str
+        What validates: ``grouped`` and ``official`` as in params.yaml; ``people``, ``images`` and ``copies`` are
+        the three parts of `three_ways`, each of which has a row.
     distinct_accuracy : float
         Each copy group weighs one, as the share of its images that are right.
     distinct_loss : float
@@ -76,22 +83,56 @@ def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return table.assign(subset=table["subset"].where(~left_out, UNUSED))
 
 
-def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.DataFrame]:
-    """Train with some params and score the newest averaged weights on the validation images."""
+def three_ways(table: pd.DataFrame) -> pd.DataFrame:
+    """Let one training be validated on other people, on other images and on copies of what trains.
+
+    Of what does not test, a quarter, whole groups (patients, where they are known), are the first; of the rest a
+    sixth, whole groups of copies, the second; of the rest an eighth, image by image, the third.
+
+    Returns
+    -------
+    DataFrame
+        `table` with other subsets, and a column ``part``: ``people``, ``images``, ``copies``, or ``unused``.
+    """
+    left = table[table["subset"] != TEST]
+    part = pd.Series(UNUSED, table.index)
+    for name, folds, group in (("people", 4, "group"), ("images", 6, "copy_group"), ("copies", 8, None)):
+        cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=1)
+        kept, cut = next(cutter.split(left, left["class"], left[group] if group else None))
+        part[left.index[cut]] = name
+        left = left.iloc[kept]
+    subset = pd.Series(np.where(part == UNUSED, UNUSED, VALIDATION), table.index)
+    subset[left.index] = TRAIN
+    return table.assign(subset=subset, part=part)
+
+
+def make_images(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
+    """Return the images of the stage preprocess, or other ones, made for a variant that asks for them."""
+    if preprocess == load_params(PROJECT / "params.yaml").preprocess:
+        return read_images(PROJECT / "data/images.npy", table)
+    files = [PROJECT / "data/raw" / path for path in table["path"]]
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "images.npy")
+        load_squares(files, file, preprocess.size, preprocess.crop, preprocess.fit == "letterbox", workers())
+        return np.load(file)
+
+
+def run_variant(name: str, params: Params, share: float, three: bool) -> tuple[list[Result], pd.DataFrame]:
+    """Train with some params and score the newest averaged weights on the validation images, or on three parts."""
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
     table = read_table(PROJECT / "data/manifest.csv")
-    array = read_images(PROJECT / "data/images.npy", table)
+    array = make_images(table, params.preprocess)
     if split.group_by == "copy":
         table["group"] = table["copy_group"]
     table["subset"] = assign_subsets(
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed, split.source
     )
-    table = leave_out(table, share, train.seed)
+    table = three_ways(table) if three else leave_out(table, share, train.seed).assign(part=split.protocol)
     sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     architecture = Architecture.of(train, array.shape[1], len(sets.classes))
     training = make_training(train, architecture, pick(Recipe, train), sets, device)
-    validated = table.iloc[sets.validation.rows]
+    validated = table.iloc[sets.validation.rows].reset_index(drop=True)
     start = time.perf_counter()
     while not training.done:
         epoch = training.run_epoch()
@@ -104,25 +145,29 @@ def run_variant(name: str, params: Params, share: float) -> tuple[Result, pd.Dat
     logits = predict(training.averaged, training.validation, training.precision)
     labels = sets.validation.labels.cpu()
     right = (logits.argmax(1) == labels).numpy().astype(float)
-    weight = 1 / validated.groupby("copy_group")["path"].transform("size").to_numpy()
     losses = F.cross_entropy(logits, labels, reduction="none").numpy()
-    predictions = validated[["path", "class", "copy_group", "patient", "group"]].copy()
+    predictions = validated[["path", "class", "copy_group", "patient", "group", "part"]].copy()
     predictions["prediction"] = [sets.classes[i] for i in logits.argmax(1)]
-    result = Result(
-        name,
-        split.protocol,
-        train.seed,
-        round(float(np.average(right, weights=weight)), 4),
-        round(float(np.average(losses, weights=weight)), 4),
-        round(float(right.mean()), 4),
-        round(epoch.train.accuracy, 4),
-        table["patient"][table["subset"] == TRAIN].nunique(),
-        len(sets.train),
-        count_parameters(training.model),
-        train.epochs,
-        round(seconds),
-    )
-    return result, predictions
+    results = []
+    for part, rows in validated.groupby("part", sort=False):
+        weight = 1 / rows.groupby("copy_group")["path"].transform("size").to_numpy()
+        results.append(
+            Result(
+                name,
+                part,
+                train.seed,
+                round(float(np.average(right[rows.index], weights=weight)), 4),
+                round(float(np.average(losses[rows.index], weights=weight)), 4),
+                round(float(right[rows.index].mean()), 4),
+                round(epoch.train.accuracy, 4),
+                table["patient"][table["subset"] == TRAIN].nunique(),
+                len(sets.train),
+                count_parameters(training.model),
+                train.epochs,
+                round(seconds),
+            )
+        )
+    return results, predictions
 
 
 def summary(results: pd.DataFrame) -> str:
@@ -144,6 +189,23 @@ def summary(results: pd.DataFrame) -> str:
     return table([*header, "parameters", "epochs"], lines)
 
 
+def summary_three_ways(results: pd.DataFrame) -> str:
+    """Return what the variants get in each part, in their order, with mean and deviation over their seeds."""
+    lines = []
+    for name, rows in results.groupby("name", sort=False):
+        parts = [rows[rows["protocol"] == part] for part in ("people", "images", "copies")]
+        seeds = len(parts[0])
+        cells = [
+            f"{100 * part['distinct_accuracy'].mean():.1f}%"
+            + (f" ± {100 * part['distinct_accuracy'].std():.1f}" if seeds > 1 else "")
+            + f" ({part['distinct_loss'].mean():.3f})"
+            for part in parts
+        ]
+        lines.append([name, str(seeds), *cells, f"{rows['epochs'].iloc[0]}", f"{rows['seconds'].mean():.0f} s"])
+    header = ["variant", "seeds", "other people", "other images", "copies of what trains", "epochs", "time"]
+    return table(header, lines)
+
+
 def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
     """Draw the accuracy on other people against the number of people in training."""
     rows = results[results["name"].isin(names)].sort_values("train_patients")
@@ -160,8 +222,8 @@ def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
     return figure
 
 
-def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float]]:
-    """Return the params of each variant and seed, and the share of the people that it trains on.
+def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, bool]]:
+    """Return the params of each variant and seed, the share of people that it trains on, and `three_ways` or not.
 
     Raises
     ------
@@ -174,9 +236,9 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float]]:
         base = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
         for name, variant in content["variants"].items():
             overrides = dict(variant or {})
-            share = overrides.pop("share", 1.0)
+            share, three = overrides.pop("share", 1.0), overrides.pop("three_ways", False)
             for seed in content["seeds"]:
-                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share
+                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, three
     except KeyError as error:
         raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None
     except ValueError as error:  # pydantic's are such, too
@@ -201,14 +263,16 @@ def main() -> None:
             done = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
-            result, predictions = run_variant(name, *runs[name, seed])
-            pd.DataFrame([result]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
+            found, predictions = run_variant(name, *runs[name, seed])
+            pd.DataFrame(found).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
             if arguments.predictions:
                 arguments.predictions.mkdir(parents=True, exist_ok=True)
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
-            print(result, flush=True)
+            print(*found, sep="\n", flush=True)
     results = pd.read_csv(RESULTS)
-    fill_file(PAGE, {protocol: summary(rows) for protocol, rows in results.groupby("protocol")})
+    three = results["protocol"].isin(["people", "images", "copies"])
+    tables = {protocol: summary(rows) for protocol, rows in results[~three].groupby("protocol")}
+    fill_file(PAGE, tables | {"three-ways": summary_three_ways(results[three])})
     save(learning_curve(results, content["learning_curve"]), CURVE)
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -14,7 +15,7 @@ def test_every_variant_is_one_that_the_params_allow():
     content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
     base = with_overrides(PARAMS, content["base"]).model_dump()
     for variant in content["variants"].values():
-        overrides = {name: value for name, value in (variant or {}).items() if name != "share"}
+        overrides = {name: value for name, value in (variant or {}).items() if name not in ("share", "three_ways")}
         changed = with_overrides(base, overrides)
         for name, value in overrides.items():
             section, param = name.split(".")
@@ -30,11 +31,15 @@ def test_a_misspelt_override_is_an_error():
 
 
 def test_every_variant_is_checked_before_the_first_one_trains():
-    content = {"base": {}, "seeds": [1, 2], "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}}}
+    content = {
+        "base": {},
+        "seeds": [1, 2],
+        "variants": {"a": None, "b": {"share": 0.5, "three_ways": True, "train.dropout": 0.5}},
+    }
     runs = tuning.read_variants(content)
     assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
-    params, share = runs["b", 2]
-    assert (params.train.dropout, params.train.seed, share) == (0.5, 2, 0.5)
+    params, *others = runs["b", 2]
+    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, True]
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
@@ -57,6 +62,25 @@ def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset
     assert left["subset"].iloc[:4].tolist() == ["validation"] * 2 + ["test"] * 2
     assert tuning.leave_out(table, 1.0, seed=0).equals(table)
     assert not tuning.leave_out(table, 0.5, seed=1).equals(left)
+
+
+def test_one_training_is_validated_on_other_people_other_images_and_copies_of_what_trains():
+    # 60 people of two copied images and a single one each.
+    rows = [(i // 5, i // 5 * 3 + i % 5 // 2) for i in range(300)]
+    table = pd.DataFrame(rows, columns=["group", "copy_group"]).assign(subset="train")
+    table["class"] = np.where(table["group"] % 2, "a", "b")
+    table.loc[:49, "subset"] = "test"
+    split = tuning.three_ways(table)
+    trained = split[split["subset"] == "train"]
+    parts = dict(list(split[split["subset"] == "validation"].groupby("part")))
+    assert not set(parts["people"]["group"]) & set(split[split["part"] != "people"]["group"])
+    assert not set(parts["images"]["copy_group"]) & {*trained["copy_group"], *parts["copies"]["copy_group"]}
+    assert set(parts["images"]["group"]) & set(trained["group"])
+    assert set(parts["copies"]["copy_group"]) & set(trained["copy_group"])
+    # Of 250 images a quarter; of the rest a sixth; of that rest an eighth.
+    sizes = {name: len(part) for name, part in parts.items()} | {"train": len(trained)}
+    assert sizes == pytest.approx({"people": 62, "images": 31, "copies": 20, "train": 137}, abs=4)
+    assert (split["subset"][:50] == "unused").all()
 
 
 def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
@@ -86,7 +110,7 @@ def test_the_sum_of_the_seeds_is_mean_and_deviation():
 
 def test_the_pages_have_the_places_that_the_scripts_fill():
     page = (PROJECT / "docs/training.md").read_text()
-    for name in ("seeds", "grouped", "official"):
+    for name in ("seeds", "grouped", "official", "three-ways"):
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 
