@@ -1,9 +1,10 @@
 """Several processes that train one network, as torchrun starts them: which one this is, and what they exchange."""
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,13 +40,25 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def greatest(self, number: int) -> int:
-        """Return the greatest of all processes' numbers; no GPU is asked or waited for."""
+    def greatest(self, number: Callable[[], int]) -> Callable[[], int]:
+        """Begin to find the greatest of all processes' numbers, and return what waits for it.
+
+        It goes on beside what the processes do meanwhile, and no GPU is asked.
+        """
         if self.count == 1:
             return number
-        box = torch.tensor(number)
-        dist.all_reduce(box, dist.ReduceOp.MAX)
-        return int(box)
+        box = torch.tensor(number())
+        work = dist.all_reduce(box, dist.ReduceOp.MAX, async_op=True)
+
+        def wait() -> int:
+            work.wait()
+            return int(box)
+
+        return wait
+
+    def meet(self) -> None:
+        """Wait until all processes have come here."""
+        self.greatest(int)()
 
     def gather(self, values: Tensor) -> Tensor:
         """Return all processes' tensors of one shape one after the other, along the first axis."""
@@ -92,7 +105,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         reasons = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
         if not isinstance(error, dist.DistError) and not any(reason in str(error) for reason in reasons):
             raise
-        # Another process is gone. Torchrun says which, ends the others and waits half a minute at most.
+        # Another process is gone. Torchrun says which, and ends the others, by a signal that must not wait here.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60)
         sys.exit(1)
     finally:

@@ -81,6 +81,7 @@ def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:
                 training.run_epoch()
             except Stopped:
                 training.state()  # this process's part of it
+                ranks.meet()
                 raise
         return
     if state:
@@ -96,6 +97,7 @@ def run_epochs(training: Training, checkpoint: Checkpoint, live: Path) -> None:
             except Stopped:
                 checkpoint.save(training.state())
                 print(f"stopped: {checkpoint.file} holds all that was done; the next start goes on", flush=True)
+                ranks.meet()  # torchrun ends all once one of them has left
                 raise
             checkpoint.save(training.state())
             log_epoch(log, epoch)

@@ -26,7 +26,8 @@ def seconds_of(params: Params, images: int | None) -> float:
     ----------
     params : Params
     images : int or None
-        In the data; None where they are not there yet, so that it is guessed.
+        In the data, all of which count in every epoch, with `train.distinct` as well; None where they are not
+        there yet, so that it is guessed.
 
     Returns
     -------

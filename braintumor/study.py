@@ -119,11 +119,8 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
         ``repeat``.
     """
     settings = read_settings(file)
-    later = settings.get("came_later") or {}
-    if not isinstance(later, dict):
-        raise UserError(f"{file}: came_later: {later} is no list of params, each with a value")
     try:
-        with_overrides(content, later)
+        with_overrides(content, read_later(file))
     except ValueError as error:
         raise UserError(f"{file}: came_later: {' '.join(str(error).split())}") from None
     try:
@@ -225,23 +222,46 @@ def with_same_results(listing: str, same: dict[str, str]) -> str:
     return re.sub(r"\b[0-9a-f]{40}\b", oldest, listing)
 
 
-def without_later(content: dict[str, dict], file: Path) -> dict[str, dict]:
-    """Leave out the params that came later and do what was done before them: ``came_later`` of a study.
+@cache
+def read_later(file: Path) -> dict[str, Any]:
+    """Return the params that came later, with the values that do what was done before: ``came_later`` of a study.
+
+    Raises
+    ------
+    UserError
+        If it is something else.
+    """
+    later = (read_settings(file) if file.exists() else {}).get("came_later") or {}
+    if not isinstance(later, dict) or not all(re.fullmatch(r"\w+\.\w+", str(name)) for name in later):
+        raise UserError(f"{file}: came_later: {later} is no list of params, such as train.lr, each with a value")
+    return later
+
+
+def without_later(content: dict[str, dict], later: dict[str, Any]) -> dict[str, dict]:
+    """Leave out the params that came later where they do what was done before.
 
     Parameters
     ----------
     content : dict
         Of params.yaml, or some of its sections.
-    file : Path
-        The study.
+    later : dict
+        See `read_later`.
     """
-    later = (read_settings(file) if file.exists() else {}).get("came_later") or {}
     return {
         section: {
             name: value for name, value in values.items() if (f"{section}.{name}", value) not in later.items()
         }
         for section, values in content.items()
     }
+
+
+def with_later(content: dict[str, dict], later: dict[str, Any]) -> dict[str, dict]:
+    """Add the params that came later where a params.yaml lacks them."""
+    added = {section: dict(values) for section, values in content.items()}
+    for name, value in later.items():
+        section, param = name.split(".")
+        added[section].setdefault(param, value)
+    return added
 
 
 @cache
@@ -254,7 +274,7 @@ def committed(commit: str) -> tuple[dict, str, list[str]]:
     )
     commands = [stages[name]["cmd"] for name in needed]
     sections = sorted({section for name in needed for section in stages[name].get("params", [])})
-    content = yaml.safe_load(git("show", f"{commit}:params.yaml"))
+    content = with_later(yaml.safe_load(git("show", f"{commit}:params.yaml")), read_later(STUDY))
     code = with_same_results(git("ls-tree", commit, *deps), read_same_results(STUDY))
     return content, json.dumps([commands, code]), sections
 
@@ -271,7 +291,9 @@ def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | Non
         params = with_overrides(content, overrides or {}).model_dump()
     except (ValueError, subprocess.CalledProcessError):
         return None
-    used = without_later({section: params[section] for section in sections if section in params}, STUDY)
+    used = without_later(
+        {section: params[section] for section in sections if section in params}, read_later(STUDY)
+    )
     return sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
 
 

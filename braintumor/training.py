@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
@@ -418,10 +418,18 @@ class Training:
 
     def asked_to_stop(self) -> bool:
         """Say whether this or another process of the training has been asked to stop; all of them have to ask."""
-        asked = self.ranks.greatest(self.stopping)
-        if asked:  # else a signal may have come meanwhile
-            self.stopping = asked
-        return asked > 0
+        return self._take_in(self._ask())
+
+    def _ask(self) -> Callable[[], int]:
+        """Ask all processes whether they have been asked to stop."""
+        return self.ranks.greatest(lambda: self.stopping)
+
+    def _take_in(self, answer: Callable[[], int]) -> bool:
+        """Wait for what `_ask` asked."""
+        number = answer()
+        if number:  # else a signal may have come meanwhile
+            self.stopping = number
+        return number > 0
 
     def _train(
         self, batches: Iterable[tuple[Tensor, Tensor]], rates: list[float], first: int
@@ -432,10 +440,12 @@ class Training:
         """
         self._network.train()
         losses, predictions, labels = self._begun
+        answer = self._ask()
         for step, ((images, target), rate) in enumerate(zip(batches, rates, strict=True), start=first):
-            if self.asked_to_stop():
+            if self._take_in(answer):
                 self._keep_generator()
                 raise Stopped
+            answer = self._ask()  # several processes answer while they train
             set_rate(self.optimizer, rate)
             self.average.weight.fill_(newest_weight(self.recipe.averaging, step))
             if self.graphs and self._graph is None:
@@ -444,6 +454,7 @@ class Training:
             losses.append(loss)
             predictions.append(predicted)
             labels.append(target)
+        self._take_in(answer)  # the next step stops
         return torch.stack(losses), torch.cat(predictions), torch.cat(labels)
 
     def _step(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -493,12 +504,12 @@ class Training:
         losses, predictions, labels = self._begun
         if not losses:
             return None
-        ranks, device = self.ranks, self.train.device
+        ranks = self.ranks
         return {
             "losses": ranks.sum(torch.stack(losses)) / ranks.count,
             "predictions": ranks.gather(torch.cat(predictions)),
             "labels": ranks.gather(torch.cat(labels)),
-            "generators": ranks.gather(self._generator[None].to(device)).cpu(),
+            "generators": ranks.gather(self._generator[None]),
         }
 
     def state(self) -> dict:

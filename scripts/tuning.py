@@ -48,7 +48,7 @@ class Result:
     Attributes
     ----------
     protocol : str
-        What validates: ``grouped`` and ``official`` as in params.yaml; ``people``, ``images`` and ``copies`` are
+        What validates: ``grouped`` and ``official`` as in params.yaml; ``people``, ``images`` and ``mixed`` are
         the three parts of `three_ways`, each of which has a row.
     distinct_accuracy : float
         Each copy group weighs one, as the share of its images that are right.
@@ -84,19 +84,20 @@ def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
 
 
 def three_ways(table: pd.DataFrame) -> pd.DataFrame:
-    """Let one training be validated on other people, on other images and on copies of what trains.
+    """Let one training be validated as `grouped` by patient, as `grouped` by copy and as `official` are tested.
 
-    Of what does not test, a quarter, whole groups (patients, where they are known), are the first; of the rest a
-    sixth, whole groups of copies, the second; of the rest an eighth, image by image, the third.
+    Of what does not test, a quarter, whole groups (patients, where they are known), are the first part; of the
+    rest a sixth, whole groups of copies, the second; of the rest an eighth, image by image, the third, many of
+    which have a copy in training.
 
     Returns
     -------
     DataFrame
-        `table` with other subsets, and a column ``part``: ``people``, ``images``, ``copies``, or ``unused``.
+        `table` with other subsets, and a column ``part``: ``people``, ``images``, ``mixed``, or ``unused``.
     """
     left = table[table["subset"] != TEST]
     part = pd.Series(UNUSED, table.index)
-    for name, folds, group in (("people", 4, "group"), ("images", 6, "copy_group"), ("copies", 8, None)):
+    for name, folds, group in (("people", 4, "group"), ("images", 6, "copy_group"), ("mixed", 8, None)):
         cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=1)
         kept, cut = next(cutter.split(left, left["class"], left[group] if group else None))
         part[left.index[cut]] = name
@@ -193,7 +194,7 @@ def summary_three_ways(results: pd.DataFrame) -> str:
     """Return what the variants get in each part, in their order, with mean and deviation over their seeds."""
     lines = []
     for name, rows in results.groupby("name", sort=False):
-        parts = [rows[rows["protocol"] == part] for part in ("people", "images", "copies")]
+        parts = [rows[rows["protocol"] == part] for part in ("people", "images", "mixed")]
         seeds = len(parts[0])
         cells = [
             f"{100 * part['distinct_accuracy'].mean():.1f}%"
@@ -202,7 +203,7 @@ def summary_three_ways(results: pd.DataFrame) -> str:
             for part in parts
         ]
         lines.append([name, str(seeds), *cells, f"{rows['epochs'].iloc[0]}", f"{rows['seconds'].mean():.0f} s"])
-    header = ["variant", "seeds", "other people", "other images", "copies of what trains", "epochs", "time"]
+    header = ["variant", "seeds", "by patient", "by copy", "image by image", "epochs", "time"]
     return table(header, lines)
 
 
@@ -228,7 +229,7 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, b
     Raises
     ------
     UserError
-        If a variant names no param, or gives one what it does not take.
+        If a variant names no param, gives one what it does not take, or has both three_ways and share.
     """
     runs = {}
     name = "base"
@@ -239,6 +240,8 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, b
             share, three = overrides.pop("share", 1.0), overrides.pop("three_ways", False)
             for seed in content["seeds"]:
                 runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, three
+            if three and share != 1:
+                raise ValueError("has both three_ways and share")
     except KeyError as error:
         raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None
     except ValueError as error:  # pydantic's are such, too
@@ -270,7 +273,7 @@ def main() -> None:
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(*found, sep="\n", flush=True)
     results = pd.read_csv(RESULTS)
-    three = results["protocol"].isin(["people", "images", "copies"])
+    three = results["protocol"].isin(["people", "images", "mixed"])
     tables = {protocol: summary(rows) for protocol, rows in results[~three].groupby("protocol")}
     fill_file(PAGE, tables | {"three-ways": summary_three_ways(results[three])})
     save(learning_curve(results, content["learning_curve"]), CURVE)

@@ -77,6 +77,8 @@ def main(
             raise UserError(f"{error}; {weights} holds epoch {training.best.number}, the best so far") from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
+    if training.stopping:  # since
+        leave(training.stopping)
     if not ranks.first:
         return
     save_model(training.best_weights, described, weights, description)

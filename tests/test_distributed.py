@@ -97,24 +97,37 @@ def test_another_number_of_processes_goes_on_amid_the_epoch_of_a_preempted_one(c
     assert "going on" not in checkout.run(ONE)
     undisturbed = curves(checkout)
     assert len(resumed) == len(undisturbed) == 30
-    for name in ("train_loss", "train_accuracy"):
-        assert resumed[name].to_numpy() == pytest.approx(undisturbed[name].to_numpy(), abs=5e-3), name
+    assert resumed["train_loss"].to_numpy() == pytest.approx(undisturbed["train_loss"].to_numpy(), abs=5e-3)
+    # One of 64 images may fall on the other side.
+    assert resumed["train_accuracy"].to_numpy() == pytest.approx(
+        undisturbed["train_accuracy"].to_numpy(), abs=0.02
+    )
 
 
 @pytest.mark.slow
 def test_two_processes_stop_where_one_is_preempted_and_end_as_if_they_had_not(checkout):
     weights = checkout.folder / "models/model.safetensors"
-    # Many steps an epoch, so that hardly ever all of one is done.
-    checkout.params({"train": {"epochs": 8, "dropout": 0.3, "batch_size": 4}})
+    checkout.params({"train": {"epochs": 4, "dropout": 0.3, "batch_size": 4}})
     checkout.run(TWO)
     undisturbed = weights.read_bytes()
-    process = start(checkout, TWO, "epoch 2/8")
-    workers = psutil.Process(process.pid).children(recursive=True)
-    next(worker for worker in workers if worker.environ().get("RANK") == "1").terminate()
-    assert process.stdout.read().count("stopped: models/unfinished/") == 1
-    assert process.wait() != 0
+    # The second one gets the signal in its 24th step, the seventh of the second epoch's 17.
+    script = (
+        "import os, signal, stages, stages.train as stage, braintumor.training as training\n"
+        "step, steps = training.train_step, []\n"
+        "def preempted(*arguments):\n"
+        "    steps.append(1)\n"
+        "    if os.environ['RANK'] == '1' and len(steps) == 24:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return step(*arguments)\n"
+        "training.train_step = preempted\n"
+        "stages.run(stage.main)\n"
+    )
+    (checkout.folder / "preempted.py").write_text(script)
+    output = checkout.run(TWO.replace("-m stages.train", "preempted.py"), code=1)
+    assert output.count("stopped: models/unfinished/") == 1
     output = checkout.run(TWO)
-    assert "going on after epoch" in output and "epoch 1/8" not in output
+    # Told by all at the step after the next.
+    assert "going on after epoch 1 of 4 and 8 of 17 batches of the next" in output
     assert weights.read_bytes() == undisturbed
 
 
@@ -127,7 +140,7 @@ def test_killing_one_process_ends_all_and_says_which(checkout):
     began = time.monotonic()
     second.kill()
     assert process.wait(timeout=60) != 0
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 20
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     output = (checkout.folder / "stderr.txt").read_text()
     assert f"Signal 9 (SIGKILL) received by PID {second.pid}" in output

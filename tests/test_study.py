@@ -142,6 +142,7 @@ def forget():
     """Let a study read its file and git's commits anew."""
     study.committed.cache_clear()
     study.read_same_results.cache_clear()
+    study.read_later.cache_clear()
 
 
 def write_same(**same):
@@ -181,19 +182,32 @@ def test_same_results_are_of_whole_hashes(two_commits, content):
 
 def test_a_param_that_came_later_and_does_as_before_makes_no_row_stale(two_commits):
     before = study.recipe_of("HEAD", {"train.threads": 3})
+    forget()
     study.STUDY.write_text("came_later: {train.threads: 2}")
     without = study.recipe_of("HEAD", {"train.threads": 2})
-    # What was known of it by a commit that does not have the param yet, its code apart:
+    # What a table of that time has, its code apart:
     params = with_overrides(CONTENT, {}).model_dump()
     assert params["train"].pop("threads") == 2
     _, code, sections = study.committed("HEAD")
     used = {section: params[section] for section in sections}
     assert without == sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
     assert study.recipe_of("HEAD", {"train.threads": 3}) == before != without
+    # A commit that does not have it yet:
+    file = Path("params.yaml")
+    file.write_text(re.sub("(?m)^  threads: .*\n", "", file.read_text(), count=1))
+    assert "threads" not in yaml.safe_load(file.read_text())["train"]
+    study.git("commit", "-qam", "before")
+    forget()
+    assert study.recipe_of("HEAD") == without
 
 
 @pytest.mark.parametrize(
-    ("later", "said"), [("{train.threds: 2}", "threds"), ("[train.threads]", "no list of params")]
+    ("later", "said"),
+    [
+        ("{train.threds: 2}", "train.threds: no such"),
+        ("[x]", "no list of params"),
+        ("{a: 1}", "no list of params"),
+    ],
 )
 def test_what_came_later_is_params_with_values(tmp_path, later, said):
     file = tmp_path / "study.yaml"

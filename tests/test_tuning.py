@@ -34,14 +34,16 @@ def test_every_variant_is_checked_before_the_first_one_trains():
     content = {
         "base": {},
         "seeds": [1, 2],
-        "variants": {"a": None, "b": {"share": 0.5, "three_ways": True, "train.dropout": 0.5}},
+        "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"three_ways": True}},
     }
     runs = tuning.read_variants(content)
-    assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2)]
+    assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1), ("c", 2)]
     params, *others = runs["b", 2]
-    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, True]
+    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, False]
+    assert runs["c", 1][1:] == (1.0, True)
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
+        ({"variants": {"c": {"share": 0.5, "three_ways": True}}}, "c: has both three_ways and share"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
@@ -64,7 +66,7 @@ def test_a_share_of_the_groups_is_that_of_each_class_and_touches_no_other_subset
     assert not tuning.leave_out(table, 0.5, seed=1).equals(left)
 
 
-def test_one_training_is_validated_on_other_people_other_images_and_copies_of_what_trains():
+def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     # 60 people of two copied images and a single one each.
     rows = [(i // 5, i // 5 * 3 + i % 5 // 2) for i in range(300)]
     table = pd.DataFrame(rows, columns=["group", "copy_group"]).assign(subset="train")
@@ -74,12 +76,12 @@ def test_one_training_is_validated_on_other_people_other_images_and_copies_of_wh
     trained = split[split["subset"] == "train"]
     parts = dict(list(split[split["subset"] == "validation"].groupby("part")))
     assert not set(parts["people"]["group"]) & set(split[split["part"] != "people"]["group"])
-    assert not set(parts["images"]["copy_group"]) & {*trained["copy_group"], *parts["copies"]["copy_group"]}
+    assert not set(parts["images"]["copy_group"]) & {*trained["copy_group"], *parts["mixed"]["copy_group"]}
     assert set(parts["images"]["group"]) & set(trained["group"])
-    assert set(parts["copies"]["copy_group"]) & set(trained["copy_group"])
+    assert set(parts["mixed"]["copy_group"]) & set(trained["copy_group"])
     # Of 250 images a quarter; of the rest a sixth; of that rest an eighth.
     sizes = {name: len(part) for name, part in parts.items()} | {"train": len(trained)}
-    assert sizes == pytest.approx({"people": 62, "images": 31, "copies": 20, "train": 137}, abs=4)
+    assert sizes == pytest.approx({"people": 62, "images": 31, "mixed": 20, "train": 137}, abs=4)
     assert (split["subset"][:50] == "unused").all()
 
 
