@@ -247,6 +247,30 @@ def pick(kind: type[T], section: Section) -> T:
     return kind(**{field.name: getattr(section, field.name) for field in fields(kind)})
 
 
+# Params that were added when results lay about already, each with the value that does what was done before.
+CAME_LATER = {"train.distinct": False}
+
+
+def with_later(content: dict[str, dict]) -> dict[str, dict]:
+    """Complete an older params.yaml by the params that came later."""
+    completed = {section: dict(values) for section, values in content.items()}
+    for name, value in CAME_LATER.items():
+        section, param = name.split(".")
+        if section in completed:
+            completed[section].setdefault(param, value)
+    return completed
+
+
+def without_later(content: dict[str, dict]) -> dict[str, dict]:
+    """Leave out the params that came later where they do what was done before."""
+    return {
+        section: {
+            name: value for name, value in values.items() if (f"{section}.{name}", value) not in CAME_LATER.items()
+        }
+        for section, values in content.items()
+    }
+
+
 def with_overrides(content: dict, overrides: dict[str, Any]) -> Params:
     """Return the params of a params.yaml with some values replaced, by names such as ``train.lr``.
 

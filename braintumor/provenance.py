@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from braintumor.params import Params
+from braintumor.params import Params, with_later
 
 
 def git(*words: str) -> str:
@@ -54,7 +54,9 @@ def same_recipe(seeds: pd.DataFrame, params: Params) -> pd.DataFrame:
         ]
 
     now = recipe(params.model_dump())
-    same = {commit: recipe(committed_params(str(commit))) == now for commit in seeds["commit"].unique()}
+    same = {
+        commit: recipe(with_later(committed_params(str(commit)))) == now for commit in seeds["commit"].unique()
+    }
     return seeds[seeds["commit"].map(same).astype(bool)]
 
 

@@ -26,7 +26,7 @@ import yaml
 
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
-from braintumor.params import Params, load_params, read_settings, with_overrides
+from braintumor.params import Params, load_params, read_settings, with_later, with_overrides, without_later
 from braintumor.provenance import git
 from braintumor.results import read_scores
 from braintumor.study_tables import fill_page, ladder, ladder_figure
@@ -115,16 +115,10 @@ def read_study(file: Path, content: dict) -> list[Experiment]:
     Raises
     ------
     UserError
-        If a name occurs twice, a param is not one, also in ``came_later``, or an experiment has both ``vary`` and
-        ``repeat``.
+        If a name occurs twice, a param is not one, or an experiment has both ``vary`` and ``repeat``.
     """
-    settings = read_settings(file)
     try:
-        with_overrides(content, read_later(file))
-    except ValueError as error:
-        raise UserError(f"{file}: came_later: {' '.join(str(error).split())}") from None
-    try:
-        return _read_parts(file, settings["parts"], content)
+        return _read_parts(file, read_settings(file)["parts"], content)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: needs parts with experiments, each with a name ({error!r})") from None
 
@@ -223,48 +217,6 @@ def with_same_results(listing: str, same: dict[str, str]) -> str:
 
 
 @cache
-def read_later(file: Path) -> dict[str, Any]:
-    """Return the params that came later, with the values that do what was done before: ``came_later`` of a study.
-
-    Raises
-    ------
-    UserError
-        If it is something else.
-    """
-    later = (read_settings(file) if file.exists() else {}).get("came_later") or {}
-    if not isinstance(later, dict) or not all(re.fullmatch(r"\w+\.\w+", str(name)) for name in later):
-        raise UserError(f"{file}: came_later: {later} is no list of params, such as train.lr, each with a value")
-    return later
-
-
-def without_later(content: dict[str, dict], later: dict[str, Any]) -> dict[str, dict]:
-    """Leave out the params that came later where they do what was done before.
-
-    Parameters
-    ----------
-    content : dict
-        Of params.yaml, or some of its sections.
-    later : dict
-        See `read_later`.
-    """
-    return {
-        section: {
-            name: value for name, value in values.items() if (f"{section}.{name}", value) not in later.items()
-        }
-        for section, values in content.items()
-    }
-
-
-def with_later(content: dict[str, dict], later: dict[str, Any]) -> dict[str, dict]:
-    """Add the params that came later where a params.yaml lacks them."""
-    added = {section: dict(values) for section, values in content.items()}
-    for name, value in later.items():
-        section, param = name.split(".")
-        added[section].setdefault(param, value)
-    return added
-
-
-@cache
 def committed(commit: str) -> tuple[dict, str, list[str]]:
     """Return a commit's params, what its stages up to the target run (commands and code), and their sections."""
     stages = yaml.safe_load(git("show", f"{commit}:dvc.yaml"))["stages"]
@@ -274,7 +226,7 @@ def committed(commit: str) -> tuple[dict, str, list[str]]:
     )
     commands = [stages[name]["cmd"] for name in needed]
     sections = sorted({section for name in needed for section in stages[name].get("params", [])})
-    content = with_later(yaml.safe_load(git("show", f"{commit}:params.yaml")), read_later(STUDY))
+    content = with_later(yaml.safe_load(git("show", f"{commit}:params.yaml")))
     code = with_same_results(git("ls-tree", commit, *deps), read_same_results(STUDY))
     return content, json.dumps([commands, code]), sections
 
@@ -291,9 +243,7 @@ def recipe_of(commit: str, overrides: dict[str, Any] | None = None) -> str | Non
         params = with_overrides(content, overrides or {}).model_dump()
     except (ValueError, subprocess.CalledProcessError):
         return None
-    used = without_later(
-        {section: params[section] for section in sections if section in params}, read_later(STUDY)
-    )
+    used = without_later({section: params[section] for section in sections if section in params})
     return sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
 
 

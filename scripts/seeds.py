@@ -15,9 +15,9 @@ import pandas as pd
 import yaml
 
 from braintumor import pages
-from braintumor.params import load_params
+from braintumor.params import load_params, without_later
 from braintumor.results import read_scores
-from braintumor.study import STUDY, read_later, read_same_results, with_same_results, without_later
+from braintumor.study import STUDY, read_same_results, with_same_results
 from braintumor.tables import write_table
 from scripts import run_script
 from scripts.demo import PROJECT
@@ -116,7 +116,7 @@ def code() -> list[str]:
 def settings(text: str) -> dict[str, dict]:
     """Return the params that a row's scores depend on."""
     params = yaml.safe_load(text)
-    return without_later({section: params[section] for section in SECTIONS}, read_later(PROJECT / STUDY))
+    return without_later({section: params[section] for section in SECTIONS})
 
 
 def is_current(commit: str) -> bool:

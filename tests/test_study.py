@@ -14,7 +14,7 @@ import pytest
 import statsmodels.stats.api as sms
 import yaml
 
-from braintumor import study, study_tables
+from braintumor import params, provenance, study, study_tables
 from braintumor.errors import UserError
 from braintumor.params import with_overrides
 from braintumor.results import read_scores
@@ -142,7 +142,6 @@ def forget():
     """Let a study read its file and git's commits anew."""
     study.committed.cache_clear()
     study.read_same_results.cache_clear()
-    study.read_later.cache_clear()
 
 
 def write_same(**same):
@@ -180,16 +179,16 @@ def test_same_results_are_of_whole_hashes(two_commits, content):
         study.read_same_results(study.STUDY)
 
 
-def test_a_param_that_came_later_and_does_as_before_makes_no_row_stale(two_commits):
+def test_a_param_that_came_later_and_does_as_before_makes_no_row_stale(two_commits, monkeypatch):
     before = study.recipe_of("HEAD", {"train.threads": 3})
     forget()
-    study.STUDY.write_text("came_later: {train.threads: 2}")
+    monkeypatch.setattr(params, "CAME_LATER", params.CAME_LATER | {"train.threads": 2})
     without = study.recipe_of("HEAD", {"train.threads": 2})
     # What a table of that time has, its code apart:
-    params = with_overrides(CONTENT, {}).model_dump()
-    assert params["train"].pop("threads") == 2
+    content = with_overrides(CONTENT, {}).model_dump()
+    assert content["train"].pop("threads") == 2
     _, code, sections = study.committed("HEAD")
-    used = {section: params[section] for section in sections}
+    used = params.without_later({section: content[section] for section in sections})
     assert without == sha256(json.dumps([code, used], sort_keys=True).encode()).hexdigest()[:12]
     assert study.recipe_of("HEAD", {"train.threads": 3}) == before != without
     # A commit that does not have it yet:
@@ -199,21 +198,10 @@ def test_a_param_that_came_later_and_does_as_before_makes_no_row_stale(two_commi
     study.git("commit", "-qam", "before")
     forget()
     assert study.recipe_of("HEAD") == without
-
-
-@pytest.mark.parametrize(
-    ("later", "said"),
-    [
-        ("{train.threds: 2}", "train.threds: no such"),
-        ("[x]", "no list of params"),
-        ("{a: 1}", "no list of params"),
-    ],
-)
-def test_what_came_later_is_params_with_values(tmp_path, later, said):
-    file = tmp_path / "study.yaml"
-    file.write_text(f"parts: {{}}\ncame_later: {later}")
-    with pytest.raises(UserError, match=said):
-        study.read_study(file, yaml.safe_load((PROJECT / "params.yaml").read_text()))
+    seeds = pd.DataFrame({"commit": ["HEAD"]})
+    for threads, rows in ((2, 1), (3, 0)):
+        now = with_overrides(CONTENT, {"train.threads": threads})
+        assert len(provenance.same_recipe(seeds, now)) == rows
 
 
 def make_table(accuracies, **columns):
