@@ -105,9 +105,10 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         reasons = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
         if not isinstance(error, dist.DistError) and not any(reason in str(error) for reason in reasons):
             raise
-        # Another process is gone. Torchrun says which, and ends the others, by a signal that must not wait here.
+        # Another process is gone. Torchrun says which: it looks several times a second, and this one ends later.
+        # Its SIGTERM, which a training takes for a preemption, may have come before.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(60)
+        time.sleep(5)
         sys.exit(1)
     finally:
         dist.destroy_process_group()
