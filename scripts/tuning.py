@@ -1,4 +1,4 @@
-"""Compare settings of the training on validation images of other people; no test image is read.
+"""Compare settings of the training on validation images, most of them of other people; no test image is read.
 
     python -m scripts.tuning [NAME ...]
 
@@ -202,8 +202,8 @@ def summary_three_ways(results: pd.DataFrame) -> str:
             + f" ({part['distinct_loss'].mean():.3f})"
             for part in parts
         ]
-        lines.append([name, str(seeds), *cells, f"{rows['epochs'].iloc[0]}", f"{rows['seconds'].mean():.0f} s"])
-    header = ["variant", "seeds", "by patient", "by copy", "image by image", "epochs", "time"]
+        lines.append([name, str(seeds), *cells, f"{rows['epochs'].iloc[0]}"])
+    header = ["variant", "seeds", "by patient", "by copy", "image by image", "epochs"]
     return table(header, lines)
 
 
