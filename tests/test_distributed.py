@@ -84,8 +84,13 @@ def test_another_number_of_processes_goes_on_where_a_killed_one_stopped(checkout
     assert resumed["train_loss"].to_numpy() == pytest.approx(undisturbed["train_loss"].to_numpy(), abs=5e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(ONE, TWO), (TWO, ONE)], ids=["one, then two", "two, then one"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(ONE, TWO, marks=pytest.mark.long, id="one, then two"),
+        pytest.param(TWO, ONE, marks=pytest.mark.slow, id="two, then one"),
+    ],
+)
 def test_another_number_of_processes_goes_on_amid_the_epoch_of_a_preempted_one(checkout, before, after):
     checkout.params({"train": PLAIN | {"epochs": 30}})
     process = start(checkout, before, "epoch 3/30")

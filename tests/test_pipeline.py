@@ -400,7 +400,7 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
 )
 def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, number, code):
     outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
