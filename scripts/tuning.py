@@ -39,6 +39,7 @@ VARIANTS = PROJECT / "tuning.yaml"
 RESULTS = PROJECT / "metrics/tuning.csv"
 PAGE = PROJECT / "docs/training.md"
 CURVE = PROJECT / "docs/learning_curve.png"
+THREE = "people", "images", "mixed"  # the parts of `three_ways`
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def three_ways(table: pd.DataFrame) -> pd.DataFrame:
     """
     left = table[table["subset"] != TEST]
     part = pd.Series(UNUSED, table.index)
-    for name, folds, group in (("people", 4, "group"), ("images", 6, "copy_group"), ("mixed", 8, None)):
+    for name, folds, group in zip(THREE, (4, 6, 8), ("group", "copy_group", None), strict=True):
         cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=1)
         kept, cut = next(cutter.split(left, left["class"], left[group] if group else None))
         part[left.index[cut]] = name
@@ -171,21 +172,25 @@ def run_variant(name: str, params: Params, share: float, three: bool) -> tuple[l
     return results, predictions
 
 
+def spread(values: pd.Series, digits: int, unit: str = "") -> str:
+    """Return the mean of values and, from two on, their standard deviation."""
+    deviation = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{unit}{deviation}"
+
+
 def summary(results: pd.DataFrame) -> str:
     """Return the variants, the best first, with mean and standard deviation over their seeds."""
     lines = []
-    by_name = results.drop(columns="protocol").groupby("name", sort=False).agg(["mean", "std", "size"])
-    for name, row in by_name.sort_values(("distinct_accuracy", "mean"), ascending=False).iterrows():
-        seeds = int(row["seed"]["size"])
-        right, loss, known = row["distinct_accuracy"] * 100, row["distinct_loss"], row["train_accuracy"] * 100
+    by_name = list(results.groupby("name", sort=False))
+    for name, rows in sorted(by_name, key=lambda pair: -pair[1]["distinct_accuracy"].mean()):
         cells = [
-            f"{right['mean']:.1f}%" + (f" ± {right['std']:.1f}" if seeds > 1 else ""),
-            f"{loss['mean']:.3f}" + (f" ± {loss['std']:.3f}" if seeds > 1 else ""),
-            f"{known['mean']:.1f}%",
-            f"{row['parameters']['mean']:,.0f}",
-            f"{row['epochs']['mean']:.0f}",
+            spread(100 * rows["distinct_accuracy"], 1, "%"),
+            spread(rows["distinct_loss"], 3),
+            f"{100 * rows['train_accuracy'].mean():.1f}%",
+            f"{rows['parameters'].mean():,.0f}",
+            f"{rows['epochs'].mean():.0f}",
         ]
-        lines.append([name, str(seeds), *cells])
+        lines.append([name, str(len(rows)), *cells])
     header = ["variant", "seeds", "right, distinct images", "cross-entropy", "right in training"]
     return table([*header, "parameters", "epochs"], lines)
 
@@ -194,15 +199,12 @@ def summary_three_ways(results: pd.DataFrame) -> str:
     """Return what the variants get in each part, in their order, with mean and deviation over their seeds."""
     lines = []
     for name, rows in results.groupby("name", sort=False):
-        parts = [rows[rows["protocol"] == part] for part in ("people", "images", "mixed")]
-        seeds = len(parts[0])
+        parts = [rows[rows["protocol"] == part] for part in THREE]
         cells = [
-            f"{100 * part['distinct_accuracy'].mean():.1f}%"
-            + (f" ± {100 * part['distinct_accuracy'].std():.1f}" if seeds > 1 else "")
-            + f" ({part['distinct_loss'].mean():.3f})"
+            f"{spread(100 * part['distinct_accuracy'], 1, '%')} ({part['distinct_loss'].mean():.3f})"
             for part in parts
         ]
-        lines.append([name, str(seeds), *cells, f"{rows['epochs'].iloc[0]}"])
+        lines.append([name, str(len(parts[0])), *cells, f"{rows['epochs'].iloc[0]}"])
     header = ["variant", "seeds", "by patient", "by copy", "image by image", "epochs"]
     return table(header, lines)
 
@@ -273,7 +275,7 @@ def main() -> None:
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(*found, sep="\n", flush=True)
     results = pd.read_csv(RESULTS)
-    three = results["protocol"].isin(["people", "images", "mixed"])
+    three = results["protocol"].isin(THREE)
     tables = {protocol: summary(rows) for protocol, rows in results[~three].groupby("protocol")}
     fill_file(PAGE, tables | {"three-ways": summary_three_ways(results[three])})
     save(learning_curve(results, content["learning_curve"]), CURVE)

@@ -51,6 +51,13 @@ class Checkout:
         assert code is None or (done.returncode == 0) == (code == 0), f"{command}: {output}"
         return output
 
+    def train_with(self, patch, launcher="python"):
+        """Return the command of the stage train after some lines of Python that change `stage`, its module."""
+        script = f"import stages, stages.train as stage\n{patch}stages.run(stage.main)\n"
+        (self.folder / "patched.py").write_text(script)
+        command = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["train"]["cmd"]
+        return command.replace("${train.launcher} -m stages.train", f"{launcher} patched.py")
+
     def stages_run_by(self, command):
         return re.findall(r"Running stage '(\w+)'", self.run(command))
 

@@ -116,8 +116,8 @@ def test_two_processes_stop_where_one_is_preempted_and_end_as_if_they_had_not(ch
     checkout.run(TWO)
     undisturbed = weights.read_bytes()
     # The second one gets the signal in its 24th step, the seventh of the second epoch's 17.
-    script = (
-        "import os, signal, stages, stages.train as stage, braintumor.training as training\n"
+    patch = (
+        "import os, signal, braintumor.training as training\n"
         "step, steps = training.train_step, []\n"
         "def preempted(*arguments):\n"
         "    steps.append(1)\n"
@@ -125,10 +125,8 @@ def test_two_processes_stop_where_one_is_preempted_and_end_as_if_they_had_not(ch
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return step(*arguments)\n"
         "training.train_step = preempted\n"
-        "stages.run(stage.main)\n"
     )
-    (checkout.folder / "preempted.py").write_text(script)
-    output = checkout.run(TWO.replace("-m stages.train", "preempted.py"), code=1)
+    output = checkout.run(checkout.train_with(patch, "torchrun --standalone --nproc-per-node=2"), code=1)
     assert output.count("stopped: models/unfinished/") == 1
     output = checkout.run(TWO)
     # Told by all at the step after the next.

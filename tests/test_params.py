@@ -47,8 +47,11 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
         ({"train.epochs": 2.5}, "train.epochs: must be a valid integer, got 2.5"),
         ({"train.epochs": "3"}, "train.epochs: must be a valid integer, got '3'"),
         ({"train.channels": [8, "x"]}, "train.channels.1: must be a valid integer, got 'x'"),
-        ({"train.model": "vgg"}, "train.model: must be resnet, resnet_nopool, cnn, cnn0, cnn1, cnn2, cnn3 or "),
-        ({"train.model": "vgg"}, "cnn3 or torchvision/<name>, got 'vgg'"),
+        (
+            {"train.model": "vgg"},
+            "train.model: must be resnet, resnet_nopool, cnn, cnn0, cnn1, cnn2, cnn3 or "
+            "torchvision/<name>, got 'vgg'",
+        ),
         ({"train.model": "torchvision/"}, "or torchvision/<name>, got 'torchvision/'"),
         ({"train.model": 1}, "train.model: must be a valid string, got 1"),
         (

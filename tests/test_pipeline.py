@@ -463,19 +463,16 @@ def test_for_dvc_a_preempted_training_has_failed_and_goes_on_in_its_own_checkout
 
 def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checkout):
     """The training itself is made to diverge in test_training.py."""
-    script = (
-        "import stages, stages.train as stage; from braintumor.training import Diverged\n"
+    patch = (
+        "from braintumor.training import Diverged\n"
         "def diverge(training, checkpoint, live):\n"
         "    training.run_epoch()\n"
         "    raise Diverged('loss', float('nan'), 2, 1, 5, 0.3)\n"
         "stage.run_epochs = diverge\n"
-        "stages.run(stage.main)\n"
     )
-    (checkout.folder / "diverging.py").write_text(script)
     weights = checkout.folder / "models/model.safetensors"
     weights.unlink()
-    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python diverging.py")
-    output = checkout.run(command, code=1)
+    output = checkout.run(checkout.train_with(patch), code=1)
     assert "the loss is nan at epoch 2, batch 1 of 5" in output
     assert "; models/model.safetensors holds epoch 1, the best so far" in output
     assert "Traceback" not in output
@@ -484,36 +481,28 @@ def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checko
 
 def test_a_preemption_that_no_step_sees_still_fails_the_stage(checkout):
     """It comes in the last validation, for example."""
-    script = (
-        "import stages, stages.train as stage\n"
+    patch = (
         "def end(training, checkpoint, live):\n"
         "    training.run_epoch()\n"
         "    training.stopping = 15\n"
         "stage.run_epochs = end\n"
-        "stages.run(stage.main)\n"
     )
-    (checkout.folder / "ending.py").write_text(script)
     weights = checkout.folder / "models/model.safetensors"
     weights.unlink()
-    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python ending.py")
-    checkout.run(f"{command}; test $? -eq 143")
+    checkout.run(f"{checkout.train_with(patch)}; test $? -eq 143")
     assert not weights.exists()
 
 
 def test_the_key_of_a_state_has_all_the_code_that_trains_and_no_other(checkout):
     model = {"model": "torchvision/resnet18", "channels": None, "hidden": None, "pretrained": False}
     checkout.params({"train": model})
-    script = (
-        "import stages, stages.train as stage\n"
+    patch = (
         "def tell(files, *values):\n"
         "    print('\\n'.join(str(file) for file in files))\n"
         "    raise SystemExit\n"
         "stage.fingerprint = tell\n"
-        "stages.run(stage.main)\n"
     )
-    (checkout.folder / "telling.py").write_text(script)
-    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher} -m stages.train", "python telling.py")
-    files = {Path(line).name for line in checkout.run(command).splitlines()}
+    files = {Path(line).name for line in checkout.run(checkout.train_with(patch)).splitlines()}
     code = {Path(dep).name for dep in DVC["stages"]["train"]["deps"] if dep.endswith(".py")}
     assert code <= files
     assert not {"report.py", "study.py", "explanation.py"} & files

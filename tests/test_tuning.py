@@ -85,6 +85,18 @@ def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     assert (split["subset"][:50] == "unused").all()
 
 
+def test_the_three_parts_stand_side_by_side_in_the_order_of_the_variants():
+    rows = [("b", "people", 1, 0.9), ("b", "mixed", 1, 1.0), ("b", "images", 1, 0.8), ("a", "people", 1, 0.7)]
+    rows += [("a", "mixed", 1, 0.5), ("a", "images", 1, 0.6), ("a", "people", 2, 0.8), ("a", "images", 2, 0.6)]
+    table = pd.DataFrame(
+        [*rows, ("a", "mixed", 2, 0.7)], columns=["name", "protocol", "seed", "distinct_accuracy"]
+    )
+    lines = tuning.summary_three_ways(table.assign(distinct_loss=0.25, epochs=40)).splitlines()
+    assert lines[2] == "| b | 1 | 90.0% (0.250) | 80.0% (0.250) | 100.0% (0.250) | 40 |"
+    # By hand: the deviation of 70 and 80 with n - 1 is 7.07, that of 50 and 70 is 14.14.
+    assert lines[3] == "| a | 2 | 75.0% ± 7.1 (0.250) | 60.0% ± 0.0 (0.250) | 60.0% ± 14.1 (0.250) | 40 |"
+
+
 def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
     rows = seeds.wanted(42)
     assert len(set(rows)) == len(rows) == 20
