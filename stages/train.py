@@ -3,8 +3,10 @@
 import json
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import pandas as pd
 import torch
@@ -54,16 +56,13 @@ def main(
         sets.train.deviation,
         describe_environment(device, choose_precision(train.precision, device)),
     )
-    # A preempted job, or Ctrl-C: DVC sees a stage that has failed.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    answer(leave)
     with joined(device) as ranks:
         training = make_training(train, architecture, recipe, sets, device, ranks)
         # After all of the code that trains is loaded, which is part of the key.
         key = configuration(params, recipe, [images, split], device)
         checkpoint = Checkpoint(weights.parent / "unfinished", key)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda number, _: setattr(training, "stopping", number))
+        answer(lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)
             if training.asked_to_stop():  # too late for a step to see it: the next start only writes
@@ -75,9 +74,8 @@ def main(
                 raise
             save_model(training.best_weights, described, weights, description)
             raise UserError(f"{error}; {weights} holds epoch {training.best.number}, the best so far") from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
-    if training.stopping:  # since
+    answer(leave)
+    if training.stopping:  # asked for since this process last looked
         leave(training.stopping)
     if not ranks.first:
         return
@@ -91,6 +89,12 @@ def main(
     }
     write_metrics(summary | best.flat(), metrics)
     checkpoint.delete()
+
+
+def answer(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Let a handler answer a preemption and Ctrl-C; where it leaves, DVC sees a stage that has failed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 def leave(number: int, *_: object) -> None:
