@@ -19,8 +19,8 @@ repro: .venv/installed ## the whole pipeline on the real dataset
 	.venv/bin/python -m braintumor.params
 	.venv/bin/dvc repro
 
-test: .venv/installed
-	.venv/bin/python -m pytest
+test: .venv/installed ## all but those of slow and long; with MARKS='not long' the slow ones too
+	.venv/bin/python -m pytest $(if $(MARKS),-m '$(MARKS)')
 
 slow: .venv/installed ## the tests that take longer
 	.venv/bin/python -m pytest -m slow

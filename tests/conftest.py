@@ -48,7 +48,7 @@ class Checkout:
             ["bash", "-c", command], cwd=self.folder, env=self.env, capture_output=True, text=True, check=False
         )
         output = done.stdout + done.stderr
-        assert code is None or (done.returncode == 0) == (code == 0), f"{command}: {output}"
+        assert done.returncode == code, f"{command}: exit code {done.returncode}: {output}"
         return output
 
     def train_with(self, patch, launcher="python"):

@@ -271,7 +271,7 @@ def test_another_size_gives_other_images(checkout):
 
 
 def test_a_small_rate_on_the_command_line_is_a_number(checkout):
-    checkout.run("dvc exp run -S train.lr=1e-5 -S train.schedule=constant -S train.warmup=0 train")
+    checkout.run("dvc exp run -S train.lr=1e-5 -S train.schedule=constant -S train.warmup=0 --single-item train")
     assert "lr: 1e-05" in (checkout.folder / "params.yaml").read_text()
     assert pd.read_csv(checkout.folder / "plots/curves.csv")["lr"].tolist() == [1e-5, 1e-5]
 
@@ -398,34 +398,36 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
     assert (checkout.folder / "metrics/data.json").read_text() == before
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGKILL, -9), (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)],
-)
-def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout, number, code):
+def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout):
     outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
     command = DVC["stages"]["train"]["cmd"].replace("${train.launcher}", "python")
-    checkout.params({"train": {"epochs": 8}})
+    checkout.params({"train": {"epochs": 12}})
     assert "going on" not in checkout.run(command)
     undisturbed = [(checkout.folder / out).read_bytes() for out in outs]
-    process = subprocess.Popen(
-        command.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("epoch 2/8"):
-            process.send_signal(number)
-            break
-    rest = process.stdout.read()
-    process.stdout.close()
-    assert process.wait() == code
-    # A SIGTERM, or Ctrl-C, is answered after the step that runs, with what was done of the epoch.
-    assert ("stopped: models/unfinished/training-" in rest) == (number != signal.SIGKILL)
+    # In turn, so that each goes on from what the one before has left.
+    for epoch, number, code in ((2, signal.SIGKILL, -9), (5, signal.SIGTERM, 143), (8, signal.SIGINT, 130)):
+        process = subprocess.Popen(
+            command.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
+        )
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(f"epoch {epoch}/12"):
+                process.send_signal(number)
+                break
+        rest = process.stdout.read()
+        process.stdout.close()
+        assert process.wait() == code
+        # A SIGTERM, or Ctrl-C, is answered after the step that runs, with what was done of the epoch.
+        assert ("stopped: models/unfinished/training-" in rest) == (number != signal.SIGKILL)
+        begins = [line for line in lines if line.startswith("going on after epoch")]
+        assert len(begins) == (epoch > 2)
     # Code that no training runs does not part it from its state.
     report = checkout.folder / "braintumor/report.py"
     report.write_text(report.read_text() + "# another wording\n")
     output = checkout.run(command)
-    assert re.search(r"going on after epoch [234] of 8", output)
-    assert "epoch 1/8" not in output
+    assert re.search(r"going on after epoch ([89]|10) of 12", output)
+    assert "epoch 1/12" not in output
     assert [(checkout.folder / out).read_bytes() for out in outs] == undisturbed
     assert not (checkout.folder / "models/unfinished").exists()
 
