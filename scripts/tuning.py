@@ -84,12 +84,19 @@ def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return table.assign(subset=table["subset"].where(~left_out, UNUSED))
 
 
-def three_ways(table: pd.DataFrame) -> pd.DataFrame:
+def three_ways(table: pd.DataFrame, cut: int) -> pd.DataFrame:
     """Let one training be validated as `grouped` by patient, as `grouped` by copy and as `official` are tested.
 
     Of what does not test, a quarter, whole groups (patients, where they are known), are the first part; of the
     rest a sixth, whole groups of copies, the second; of the rest an eighth, image by image, the third, many of
     which have a copy in training.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As data/manifest.csv, with a column ``subset``.
+    cut : int
+        Seed of the cuts: another one validates on other people.
 
     Returns
     -------
@@ -99,9 +106,9 @@ def three_ways(table: pd.DataFrame) -> pd.DataFrame:
     left = table[table["subset"] != TEST]
     part = pd.Series(UNUSED, table.index)
     for name, folds, group in zip(THREE, (4, 6, 8), ("group", "copy_group", None), strict=True):
-        cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=1)
-        kept, cut = next(cutter.split(left, left["class"], left[group] if group else None))
-        part[left.index[cut]] = name
+        cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=cut)
+        kept, taken = next(cutter.split(left, left["class"], left[group] if group else None))
+        part[left.index[taken]] = name
         left = left.iloc[kept]
     subset = pd.Series(np.where(part == UNUSED, UNUSED, VALIDATION), table.index)
     subset[left.index] = TRAIN
@@ -119,8 +126,25 @@ def make_images(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
         return np.load(file)
 
 
-def run_variant(name: str, params: Params, share: float, three: bool) -> tuple[list[Result], pd.DataFrame]:
-    """Train with some params and score the newest averaged weights on the validation images, or on three parts."""
+def run_variant(name: str, params: Params, share: float, cut: int | None) -> tuple[list[Result], pd.DataFrame]:
+    """Train with some params and score the newest averaged weights on the validation images, or on three parts.
+
+    Parameters
+    ----------
+    name : str
+    params : Params
+    share : float
+        See `leave_out`.
+    cut : int or None
+        See `three_ways`; None for the validation images of the split.
+
+    Returns
+    -------
+    results : list of Result
+        One for each part.
+    predictions : DataFrame
+        Of each validation image.
+    """
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
     table = read_table(PROJECT / "data/manifest.csv")
@@ -130,7 +154,10 @@ def run_variant(name: str, params: Params, share: float, three: bool) -> tuple[l
     table["subset"] = assign_subsets(
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed, split.source
     )
-    table = three_ways(table) if three else leave_out(table, share, train.seed).assign(part=split.protocol)
+    if cut is None:
+        table = leave_out(table, share, train.seed).assign(part=split.protocol)
+    else:
+        table = three_ways(table, cut)
     sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     architecture = Architecture.of(train, array.shape[1], len(sets.classes))
     training = make_training(train, architecture, pick(Recipe, train), sets, device)
@@ -225,8 +252,8 @@ def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
     return figure
 
 
-def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, bool]]:
-    """Return the params of each variant and seed, the share of people that it trains on, and `three_ways` or not.
+def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, int | None]]:
+    """Return the params of each variant and seed, the share of people that it trains on, and the cut `three_ways`.
 
     Raises
     ------
@@ -239,10 +266,10 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, b
         base = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
         for name, variant in content["variants"].items():
             overrides = dict(variant or {})
-            share, three = overrides.pop("share", 1.0), overrides.pop("three_ways", False)
+            share, cut = overrides.pop("share", 1.0), overrides.pop("three_ways", None)
             for seed in content["seeds"]:
-                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, three
-            if three and share != 1:
+                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, cut
+            if cut is not None and share != 1:
                 raise ValueError("has both three_ways and share")
     except KeyError as error:
         raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None

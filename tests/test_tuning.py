@@ -34,16 +34,16 @@ def test_every_variant_is_checked_before_the_first_one_trains():
     content = {
         "base": {},
         "seeds": [1, 2],
-        "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"three_ways": True}},
+        "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"three_ways": 3}},
     }
     runs = tuning.read_variants(content)
     assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1), ("c", 2)]
     params, *others = runs["b", 2]
-    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, False]
-    assert runs["c", 1][1:] == (1.0, True)
+    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, None]
+    assert runs["c", 1][1:] == (1.0, 3)
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
-        ({"variants": {"c": {"share": 0.5, "three_ways": True}}}, "c: has both three_ways and share"),
+        ({"variants": {"c": {"share": 0.5, "three_ways": 0}}}, "c: has both three_ways and share"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
@@ -72,7 +72,7 @@ def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     table = pd.DataFrame(rows, columns=["group", "copy_group"]).assign(subset="train")
     table["class"] = np.where(table["group"] % 2, "a", "b")
     table.loc[:49, "subset"] = "test"
-    split = tuning.three_ways(table)
+    split = tuning.three_ways(table, cut=1)
     trained = split[split["subset"] == "train"]
     parts = dict(list(split[split["subset"] == "validation"].groupby("part")))
     assert not set(parts["people"]["group"]) & set(split[split["part"] != "people"]["group"])
@@ -83,6 +83,8 @@ def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     sizes = {name: len(part) for name, part in parts.items()} | {"train": len(trained)}
     assert sizes == pytest.approx({"people": 62, "images": 31, "mixed": 20, "train": 137}, abs=4)
     assert (split["subset"][:50] == "unused").all()
+    people = [set(tuning.three_ways(table, cut).query("part == 'people'")["group"]) for cut in (1, 1, 2)]
+    assert people[0] == people[1] != people[2]
 
 
 def test_the_three_parts_stand_side_by_side_in_the_order_of_the_variants():
