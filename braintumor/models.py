@@ -15,8 +15,8 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
-# Whether the stem pools, and whether the blocks that halve the image know where in it they are.
-RESNETS = {"resnet": (True, False), "resnet_nopool": (False, False), "resnet_coord": (True, True)}
+# How many times the stem halves the image.
+RESNETS = {"resnet": 2, "resnet_nopool": 1}
 RESNET_CHANNELS = (16, 16, 32, 32, 64, 64, 128, 128)
 
 
@@ -26,7 +26,7 @@ class Architecture:
 
     Attributes
     ----------
-    model : {"resnet", "resnet_nopool", "resnet_coord", "cnn"} or str
+    model : {"resnet", "resnet_nopool", "cnn"} or str
         ``torchvision/`` and a name is one of torchvision's classifiers.
     channels : tuple of int
         Of each block; none for those of torchvision.
@@ -70,10 +70,7 @@ class Architecture:
         own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
         model = name if name in RESNETS else "cnn"
         channels = tuple(channels or own_channels)
-        halvings = len(channels)
-        if name in RESNETS:
-            pools, _ = RESNETS[name]
-            halvings = 1 + pools + sum(halvings_of(channels))
+        halvings = RESNETS[name] + sum(halvings_of(channels)) if name in RESNETS else len(channels)
         if size < 2**halvings:
             raise UserError(
                 f"train.channels: the network halves an image of {size} pixels {halvings} times, to nothing; "
@@ -97,7 +94,7 @@ class Architecture:
             name = self.model.removeprefix("torchvision/")
             return TorchvisionNetwork(name, self.dropout, self.size, self.classes, pretrained)
         if self.model in RESNETS:
-            return ResNet(self.channels, self.dropout, self.classes, *RESNETS[self.model])
+            return ResNet(self.channels, self.dropout, self.classes, pools=RESNETS[self.model] == 2)
         return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)
 
 
@@ -146,47 +143,15 @@ class CNN(nn.Module):
         return self.head(self.blocks(images))
 
 
-def with_coordinates(features: Tensor) -> Tensor:
-    """Append where each cell lies as three channels (CoordConv, Liu et al. 2018, arXiv:1807.03247).
-
-    These are its distance from the vertical line through the middle, the same on both sides, since a mirrored
-    image is of the same class; its height; and its distance from the middle. Half a side is 1.
-
-    Parameters
-    ----------
-    features : Tensor of shape (n, channels, h, w)
-
-    Returns
-    -------
-    Tensor of shape (n, channels + 3, h, w)
-    """
-    count, _, height, width = features.shape
-    y = torch.linspace(-1, 1, height, device=features.device)[:, None].expand(height, width)
-    x = torch.linspace(-1, 1, width, device=features.device).abs().expand(height, width)
-    places = torch.stack([x, y, (x**2 + y**2).sqrt()]).to(features.dtype).expand(count, -1, -1, -1)
-    # The channels of a cell side by side, as in training: where one part lies otherwise, so does the whole.
-    return torch.cat([features, places.contiguous(memory_format=torch.channels_last)], dim=1)
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm beside a shortcut (He et al. 2016, arXiv:1512.03385).
 
     The last norm's scale starts at 0, so that the block starts as its shortcut (arXiv:1706.02677); a shortcut
     that halves the image pools before its 1x1 convolution (arXiv:1812.01187).
-
-    Parameters
-    ----------
-    before, after : int
-        Channels.
-    halves : bool
-    coordinates : bool
-        Whether it gets those of each cell as well.
     """
 
-    def __init__(self, before: int, after: int, halves: bool, coordinates: bool) -> None:
+    def __init__(self, before: int, after: int, halves: bool) -> None:
         super().__init__()
-        self.coordinates = coordinates
-        before += 3 * coordinates
         stride = 2 if halves else 1
         self.residual = nn.Sequential(
             nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
@@ -203,8 +168,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features of shape (n, before, h, w) to (n, after, h / stride, w / stride)."""
-        if self.coordinates:
-            features = with_coordinates(features)
         return torch.relu(self.residual(features) + self.shortcut(features))
 
 
@@ -224,14 +187,9 @@ class ResNet(nn.Module):
     channels, dropout, classes
         See `Architecture`.
     pools : bool
-    coordinates : bool
-        Whether the blocks that halve the image get the coordinates of each cell: what a tumour is depends on where
-        in the head it lies, and the mean over all places does not tell.
     """
 
-    def __init__(
-        self, channels: tuple[int, ...], dropout: float, classes: int, pools: bool, coordinates: bool
-    ) -> None:
+    def __init__(self, channels: tuple[int, ...], dropout: float, classes: int, pools: bool) -> None:
         super().__init__()
         pooling = [nn.MaxPool2d(2)] if pools else []
         self.stem = nn.Sequential(
@@ -242,9 +200,7 @@ class ResNet(nn.Module):
         )
         befores = (channels[0], *channels)
         shapes = zip(befores, channels, halvings_of(channels), strict=False)
-        self.blocks = nn.Sequential(
-            *[ResidualBlock(before, after, halves, halves and coordinates) for before, after, halves in shapes]
-        )
+        self.blocks = nn.Sequential(*[ResidualBlock(before, after, halves) for before, after, halves in shapes])
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels[-1], classes)
 

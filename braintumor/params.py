@@ -31,7 +31,7 @@ def _exponent(value: object) -> object:
 
 def _network(value: str) -> str:
     """Let the name of a network through; whether torchvision has it, only torchvision can say."""
-    own = ("resnet", "resnet_nopool", "resnet_coord", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
+    own = ("resnet", "resnet_nopool", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
     if value not in own and not re.fullmatch(r"torchvision/[a-z0-9_]+", value):
         raise ValueError(f"must be {', '.join(own)} or torchvision/<name>, got {value!r}")
     return value

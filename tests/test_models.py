@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from braintumor.errors import UserError
-from braintumor.models import Architecture, count_parameters, with_coordinates
+from braintumor.models import Architecture, count_parameters
 
 
 def architecture(name, channels=None, hidden=None, dropout=0.3, size=256, classes=4):
@@ -44,9 +44,8 @@ def test_any_other_stack_of_blocks_is_built():
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["resnet", "resnet_coord"])
-def test_the_residual_networks_stay_under_a_million_and_a_half(name):
-    assert count_parameters(architecture(name, size=160).build()) < 1_500_000
+def test_the_default_network_stays_under_a_million_and_a_half():
+    assert count_parameters(architecture("resnet", size=160).build()) < 1_500_000
 
 
 def test_a_stem_that_does_not_pool_leaves_the_same_weights_and_twice_the_side():
@@ -56,29 +55,7 @@ def test_a_stem_that_does_not_pool_leaves_the_same_weights_and_twice_the_side():
     assert [model.blocks(model.stem(images)).shape[-1] for model in (pooled, plain)] == [3, 6]
 
 
-def test_coordinates_are_distances_from_the_middle_line_height_and_distance_from_the_middle():
-    features = torch.randn(2, 5, 3, 3)
-    both = with_coordinates(features)
-    assert torch.equal(both[:, :5], features) and torch.equal(both[0, 5:], both[1, 5:])
-    corner = 2**0.5
-    assert both[0, 5].tolist() == [[1, 0, 1]] * 3
-    assert both[0, 6].tolist() == [[-1] * 3, [0] * 3, [1] * 3]
-    assert both[0, 7].flatten().tolist() == pytest.approx([corner, 1, corner, 1, 0, 1, corner, 1, corner])
-    assert with_coordinates(features.bfloat16()).dtype == torch.bfloat16
-    # A mirrored image is told the same.
-    assert torch.equal(both[:, 5:], both[:, 5:].flip(3))
-
-
-def test_the_network_with_coordinates_has_three_more_channels_where_it_halves():
-    plain, told = (count_parameters(architecture(name).build()) for name in ("resnet", "resnet_coord"))
-    # To 32, 64 and 128 channels: a 3x3 convolution, and the 1x1 of the shortcut.
-    assert told - plain == 3 * (9 + 1) * (32 + 64 + 128)
-    channels = {"channels": [8, 8, 16]}
-    blocks = architecture("resnet_coord", **channels).build().blocks
-    assert [block.coordinates for block in blocks] == [False, False, True]
-
-
-@pytest.mark.parametrize("name", ["cnn2", "resnet", "resnet_nopool", "resnet_coord"])
+@pytest.mark.parametrize("name", ["cnn2", "resnet", "resnet_nopool"])
 @pytest.mark.parametrize("size", [33, 96])
 def test_every_image_gets_one_logit_per_class(name, size):
     model = architecture(name, size=size).build().eval()

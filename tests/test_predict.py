@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     load_squares(files, place / "images.npy", SIZE, crop=False, letterbox=True, workers=1)
     squares = np.load(place / "images.npy")
     torch.manual_seed(0)
-    architecture = Architecture.named("resnet_coord", [8, 16], None, 0.5, SIZE, 2)
+    architecture = Architecture.named("resnet", [8, 16], None, 0.5, SIZE, 2)
     described = Description(
         architecture, CLASSES, {"size": SIZE, "crop": False, "fit": "letterbox"}, 0.15, 0.2, {}
     )
