@@ -277,14 +277,14 @@ def test_a_small_rate_on_the_command_line_is_a_number(checkout):
 
 
 def test_a_param_that_does_not_exist_is_one_line_before_any_work(checkout):
-    assert "Could not override 'train.droput'" in checkout.run("dvc exp run -S train.droput=0.5", code=1)
+    assert "Could not override 'train.droput'" in checkout.run("dvc exp run -S train.droput=0.5", code=255)
     checkout.params({"train": {"droput": 0.5}})
-    output = checkout.run("dvc repro", code=1)
+    output = checkout.run("dvc repro", code=255)
     assert "error: params.yaml: train.droput: unknown param, did you mean dropout?" in output
     assert "Traceback" not in output
     checkout.params({"train": {"epochs": "many"}})
     checkout.link_venv()
-    output = checkout.run("make repro", code=1)
+    output = checkout.run("make repro", code=2)
     assert "train.epochs: must be a valid integer, got 'many'" in output
     assert "Running stage" not in output
 
@@ -384,7 +384,7 @@ def test_a_folder_of_ones_own_goes_all_the_way_with_its_own_classes(
 def test_a_download_that_fails_leaves_what_was_there(checkout):
     before = sorted((checkout.folder / "data/raw").rglob("*"))
     checkout.params({"data": {"source": "folder", "folder": "/no/such/folder"}})
-    output = checkout.run("dvc repro", code=1)
+    output = checkout.run("dvc repro", code=255)
     assert "error: /no/such/folder: does not exist" in output
     assert sorted((checkout.folder / "data/raw").rglob("*")) == before
 
@@ -525,7 +525,7 @@ def test_a_model_of_other_classes_is_refused(checkout):
 def test_phantoms_with_a_table_of_other_patients_are_refused(checkout):
     checkout.params({"audit": {"patients": "~/braintumor/patients.csv"}})
     checkout.env["HOME"] = str(checkout.folder)
-    output = checkout.run("dvc repro", code=1)
+    output = checkout.run("dvc repro", code=255)
     assert f"error: audit.patients: {checkout.folder}/braintumor/patients.csv names none of the images" in output
     assert "Traceback" not in output
 
@@ -541,7 +541,7 @@ def test_unreadable_images_are_listed_and_too_many_are_an_error(checkout, tmp_pa
     assert read_json(checkout, "metrics/data.json")["quarantined_images"] == 1
     for i in range(1, 4):
         (tmp_path / f"mine/cats/{i:02}.png").write_bytes(b"text")
-    output = checkout.run("dvc repro --force --single-item download && dvc repro audit", code=1)
+    output = checkout.run("dvc repro --force --single-item download && dvc repro audit", code=255)
     assert "error: audit: 4 of 60 images cannot be read" in output
 
 

@@ -93,7 +93,7 @@ def test_a_clean_clone_gives_what_is_committed_and_a_wrong_figure_is_found(finis
     file = clone.folder / "metrics/test.json"
     file.write_text(re.sub(r'"accuracy": [\d.]+', '"accuracy": 0.999', file.read_text()))
     clone.run("git commit --all --quiet --message better")
-    output = clone.run("make verify", code=1)
+    output = clone.run("make verify", code=2)
     verdicts = rows(output)
     assert verdicts.pop("evaluate") == "different"
     assert verdicts == dict.fromkeys(stages.keys() - {"evaluate"}, "identical") | {"stage": "verdict"}
