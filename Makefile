@@ -19,7 +19,7 @@ repro: .venv/installed ## the whole pipeline on the real dataset
 	.venv/bin/python -m braintumor.params
 	.venv/bin/dvc repro
 
-test: .venv/installed ## all but those of slow and long; with MARKS='not long' the slow ones too
+test: .venv/installed ## all tests but the slow and the long ones; with MARKS='not long' the slow ones too
 	.venv/bin/python -m pytest $(if $(MARKS),-m '$(MARKS)')
 
 slow: .venv/installed ## the tests that take longer

@@ -96,7 +96,7 @@ def three_ways(table: pd.DataFrame, cut: int) -> pd.DataFrame:
     table : DataFrame
         As data/manifest.csv, with a column ``subset``.
     cut : int
-        Seed of the cuts: another one validates on other people.
+        Seed of the cuts. The largest groups are dealt out first whatever it is, so two cuts share many of them.
 
     Returns
     -------
@@ -267,6 +267,8 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, i
         for name, variant in content["variants"].items():
             overrides = dict(variant or {})
             share, cut = overrides.pop("share", 1.0), overrides.pop("three_ways", None)
+            if cut is not None and type(cut) is not int:
+                raise ValueError(f"three_ways: {cut!r} is no whole number, the seed of the cuts")
             for seed in content["seeds"]:
                 runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, cut
             if cut is not None and share != 1:

@@ -86,6 +86,7 @@ def test_two_revisions_an_experiment_and_the_workspace_are_compared(checkout):
     assert "difference +0.00 points [+0.00, +0.00]" in same and "p = 1 " in same
     output = checkout.run("python -m braintumor.compare HEAD nonsense", code=1)
     assert output == "error: nonsense: neither git nor DVC knows such a revision or experiment\n"
+    file.unlink()  # a link into the cache again
     table.iloc[:-1].to_csv(file, index=False)
     assert "are tested on different images" in checkout.run("python -m braintumor.compare HEAD workspace", code=1)
 

@@ -44,7 +44,7 @@ def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epoc
 
 
 def start(checkout, command, until):
-    """Start a command in a session of its own; return its process once it prints a line that begins so."""
+    """Start a command in a session of its own; return its process and its lines until one begins so."""
     process = subprocess.Popen(
         command.split(),
         cwd=checkout.folder,
@@ -54,8 +54,18 @@ def start(checkout, command, until):
         text=True,
         start_new_session=True,
     )
-    assert any(line.startswith(until) for line in process.stdout), (checkout.folder / "stderr.txt").read_text()
-    return process
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(until):
+            return process, "".join(lines)
+    raise AssertionError((checkout.folder / "stderr.txt").read_text())
+
+
+def begun(said):
+    """Return the epoch after which a training says that it goes on."""
+    (number,) = re.findall(r"^going on after epoch (\d+) ", said, re.MULTILINE)
+    return int(number)
 
 
 @pytest.mark.slow
@@ -63,26 +73,27 @@ def test_another_number_of_processes_goes_on_where_one_was_killed_or_preempted(c
     checkout.params({"train": PLAIN | {"epochs": 30}})
     checkout.run(ONE)
     undisturbed = curves(checkout)
-    process = start(checkout, TWO, "epoch 3/30")
+    process, _ = start(checkout, TWO, "epoch 3/30")
     workers = psutil.Process(process.pid).children(recursive=True)
     for worker in [process, *workers]:
         worker.send_signal(signal.SIGKILL)
     process.wait()
-    # One goes on from two at the end of an epoch, then two from one amid an epoch, then one from two.
-    for command, epoch, code in ((ONE, 9, 128 + signal.SIGTERM), (TWO, 15, 1)):  # 1: torchrun's own
-        process = start(checkout, command, f"epoch {epoch}/30")
+    # One goes on from two, then two from one, then one from two.
+    last = 3
+    for command, epoch, code in ((ONE, 10, 128 + signal.SIGTERM), (TWO, 17, 1)):  # 1: torchrun's own
+        process, said = start(checkout, command, f"epoch {epoch}/30")
+        assert last <= begun(said) < epoch
         process.terminate()
         assert process.stdout.read().count("stopped: models/unfinished/") == 1
         assert process.wait() == code
-    output = checkout.run(ONE)
-    (begun,) = re.findall(r"going on after epoch (\d+) of 30", output)
-    assert int(begun) >= 15
+        last = epoch
+    assert last <= begun(checkout.run(ONE)) < 30
     resumed = curves(checkout)
     assert len(resumed) == len(undisturbed) == 30
     assert resumed["train_loss"].to_numpy() == pytest.approx(undisturbed["train_loss"].to_numpy(), abs=5e-3)
-    # One of 64 images may fall on the other side.
+    # Two of 64 images may fall on the other side.
     assert resumed["train_accuracy"].to_numpy() == pytest.approx(
-        undisturbed["train_accuracy"].to_numpy(), abs=0.02
+        undisturbed["train_accuracy"].to_numpy(), abs=0.035
     )
 
 
@@ -115,7 +126,7 @@ def test_two_processes_stop_where_one_is_preempted_and_end_as_if_they_had_not(ch
 @pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
-    process = start(checkout, TWO, "epoch 2/500")
+    process, _ = start(checkout, TWO, "epoch 2/500")
     workers = psutil.Process(process.pid).children(recursive=True)
     second = next(worker for worker in workers if worker.environ().get("RANK") == "1")
     began = time.monotonic()

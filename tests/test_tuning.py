@@ -44,6 +44,7 @@ def test_every_variant_is_checked_before_the_first_one_trains():
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
         ({"variants": {"c": {"share": 0.5, "three_ways": 0}}}, "c: has both three_ways and share"),
+        ({"variants": {"c": {"three_ways": False}}}, "c: three_ways: False is no whole number"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
