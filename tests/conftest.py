@@ -58,6 +58,23 @@ class Checkout:
         command = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["train"]["cmd"]
         return command.replace("${train.launcher} -m stages.train", f"{launcher} patched.py")
 
+    def train_until(self, step, number, launcher="python", everyone=True):
+        """Return the command of the stage train that gets a signal in a step of its own, counted from 1.
+
+        Where several processes train, all of them get it or, without `everyone`, the second one alone.
+        """
+        patch = (
+            "import os, braintumor.training as training\n"
+            "step, steps = training.train_step, []\n"
+            "def interrupted(*arguments):\n"
+            "    steps.append(1)\n"
+            f"    if len(steps) == {step} and ({everyone} or os.environ['RANK'] == '1'):\n"
+            f"        os.kill(os.getpid(), {int(number)})\n"
+            "    return step(*arguments)\n"
+            "training.train_step = interrupted\n"
+        )
+        return self.train_with(patch, launcher)
+
     def stages_run_by(self, command):
         return re.findall(r"Running stage '(\w+)'", self.run(command))
 

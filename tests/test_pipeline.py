@@ -401,33 +401,27 @@ def test_a_stage_run_by_hand_does_not_write_into_the_cache(checkout):
 def test_a_training_that_is_killed_goes_on_and_ends_as_if_it_had_not(checkout):
     outs = ["models/model.safetensors", "metrics/train.json", "plots/curves.csv"]
     command = DVC["stages"]["train"]["cmd"].replace("${train.launcher}", "python")
-    checkout.params({"train": {"epochs": 20}})
+    checkout.params({"train": {"epochs": 8}})  # of four steps each
     assert "going on" not in checkout.run(command)
     undisturbed = [(checkout.folder / out).read_bytes() for out in outs]
-    # In turn, so that each goes on from what the one before has left.
-    for epoch, number, code in ((3, signal.SIGKILL, -9), (8, signal.SIGTERM, 143), (13, signal.SIGINT, 130)):
-        process = subprocess.Popen(
-            command.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
-        )
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith(f"epoch {epoch}/20"):
-                process.send_signal(number)
-                break
-        rest = process.stdout.read()
-        process.stdout.close()
-        assert process.wait() == code
-        # A SIGTERM, or Ctrl-C, is answered after the step that runs, with what was done of the epoch.
-        assert ("stopped: models/unfinished/training-" in rest) == (number != signal.SIGKILL)
-        begins = [line for line in lines if line.startswith("going on after epoch")]
-        assert len(begins) == (epoch > 3)
+    # In turn, each from where the one before has left it. A kill loses the epoch that runs; a SIGTERM, or Ctrl-C,
+    # is answered after the step that runs, with what was done of the epoch.
+    begun = None
+    for step, number, code, left in (
+        (10, signal.SIGKILL, -9, "2 of 8"),
+        (7, signal.SIGTERM, 143, "3 of 8 and 3 of 4 batches of the next"),
+        (6, signal.SIGINT, 130, "5 of 8 and 1 of 4 batches of the next"),
+    ):
+        output = checkout.run(checkout.train_until(step, number), code)
+        assert ("stopped: models/unfinished/training-" in output) == (number != signal.SIGKILL)
+        assert begun is None or f"going on after epoch {begun}\n" in output
+        begun = left
     # Code that no training runs does not part it from its state.
     report = checkout.folder / "braintumor/report.py"
     report.write_text(report.read_text() + "# another wording\n")
     output = checkout.run(command)
-    assert re.search(r"going on after epoch 1[3-7] of 20", output)
-    assert "epoch 1/20" not in output
+    assert f"going on after epoch {begun}\n" in output
+    assert "epoch 1/8" not in output
     assert [(checkout.folder / out).read_bytes() for out in outs] == undisturbed
     assert not (checkout.folder / "models/unfinished").exists()
 
