@@ -1,12 +1,13 @@
-"""Compare settings of the training on validation images, most of them of other people; no test image is read.
+"""Compare settings of the training on validation images, cut off as each protocol tests; no test image is read.
 
     python -m scripts.tuning [NAME ...]
 
-Trains the variants of tuning.yaml that metrics/tuning.csv lacks, or the named ones among them, one after the
-other, and appends a row for each. Several of it may run side by side on different names.
+Trains the variants of tuning.yaml that metrics/tuning.csv lacks, or the named ones among them, with each seed, one
+after the other, and appends what they come to. Several of it may run side by side on different names.
 """
 
 import argparse
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -19,17 +20,17 @@ import torch.nn.functional as F  # noqa: N812, the usual name
 from matplotlib.figure import Figure
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from braintumor import pages
 from braintumor.batches import make_sets
-from braintumor.device import choose_device
+from braintumor.device import choose_device, describe_environment
 from braintumor.epochs import make_training
 from braintumor.errors import UserError
 from braintumor.images import load_squares
 from braintumor.models import Architecture, count_parameters
-from braintumor.pages import fill_file, table
 from braintumor.params import Params, Preprocess, load_params, pick, read_settings, with_overrides
 from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
-from braintumor.tables import TEST, TRAIN, TRAINING, UNUSED, VALIDATION, read_images, read_table
+from braintumor.tables import TEST, TRAIN, UNUSED, VALIDATION, read_images, read_table
 from braintumor.training import Recipe, predict
 from scripts import run_script
 from scripts.demo import PROJECT
@@ -37,30 +38,33 @@ from stages import workers
 
 VARIANTS = PROJECT / "tuning.yaml"
 RESULTS = PROJECT / "metrics/tuning.csv"
+CONFUSIONS = PROJECT / "metrics/tuning_confusions.csv"
 PAGE = PROJECT / "docs/training.md"
 CURVE = PROJECT / "docs/learning_curve.png"
-THREE = "people", "images", "mixed"  # the parts of `three_ways`
+OVERVIEW = PROJECT / "docs/tuning.png"
+PARTS = {"people": "by patient", "images": "by copy", "mixed": "image by image"}  # of `three_ways`
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one training of one variant came to on the validation images.
+    """What one training of one variant came to on one part of the validation images.
 
     Attributes
     ----------
-    protocol : str
-        What validates: ``grouped`` and ``official`` as in params.yaml; ``people``, ``images`` and ``mixed`` are
-        the three parts of `three_ways`, each of which has a row.
+    part : str
+        See `three_ways`.
     distinct_accuracy : float
         Each copy group weighs one, as the share of its images that are right.
     distinct_loss : float
         Cross-entropy with the same weights.
     train_patients : int
         Known ones with an image in training.
+    commit : str
+        Of the code that trained.
     """
 
     name: str
-    protocol: str
+    part: str
     seed: int
     distinct_accuracy: float
     distinct_loss: float
@@ -71,6 +75,8 @@ class Result:
     parameters: int
     epochs: int
     seconds: int
+    device: str
+    commit: str
 
 
 def leave_out(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
@@ -105,7 +111,7 @@ def three_ways(table: pd.DataFrame, cut: int) -> pd.DataFrame:
     """
     left = table[table["subset"] != TEST]
     part = pd.Series(UNUSED, table.index)
-    for name, folds, group in zip(THREE, (4, 6, 8), ("group", "copy_group", None), strict=True):
+    for name, folds, group in zip(PARTS, (4, 6, 8), ("group", "copy_group", None), strict=True):
         cutter = (StratifiedGroupKFold if group else StratifiedKFold)(folds, shuffle=True, random_state=cut)
         kept, taken = next(cutter.split(left, left["class"], left[group] if group else None))
         part[left.index[taken]] = name
@@ -126,41 +132,40 @@ def make_images(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
         return np.load(file)
 
 
-def run_variant(name: str, params: Params, share: float, cut: int | None) -> tuple[list[Result], pd.DataFrame]:
-    """Train with some params and score the newest averaged weights on the validation images, or on three parts.
+def run_variant(
+    name: str, params: Params, cut: int, share: float, commit: str
+) -> tuple[list[Result], pd.DataFrame]:
+    """Train with some params and score the newest averaged weights on the three parts of the validation images.
 
     Parameters
     ----------
     name : str
     params : Params
+    cut : int
+        See `three_ways`.
     share : float
         See `leave_out`.
-    cut : int or None
-        See `three_ways`; None for the validation images of the split.
+    commit : str
 
     Returns
     -------
     results : list of Result
         One for each part.
     predictions : DataFrame
-        Of each validation image.
+        Of each validation image; ``copied`` says whether it has a copy in training.
     """
     train, split = params.train, params.split
     device = choose_device(train.device, train.threads)
     table = read_table(PROJECT / "data/manifest.csv")
     array = make_images(table, params.preprocess)
-    if split.group_by == "copy":
-        table["group"] = table["copy_group"]
     table["subset"] = assign_subsets(
         table, split.protocol, split.folds, split.fold, split.validation_folds, split.seed, split.source
     )
-    if cut is None:
-        table = leave_out(table, share, train.seed).assign(part=split.protocol)
-    else:
-        table = three_ways(table, cut)
+    table = leave_out(three_ways(table, cut), share, train.seed)
     sets = make_sets(table, array, train.batch_size, train.balance, train.distinct, device)
     architecture = Architecture.of(train, array.shape[1], len(sets.classes))
     training = make_training(train, architecture, pick(Recipe, train), sets, device)
+    trained = table[table["subset"] == TRAIN]
     validated = table.iloc[sets.validation.rows].reset_index(drop=True)
     start = time.perf_counter()
     while not training.done:
@@ -177,6 +182,7 @@ def run_variant(name: str, params: Params, share: float, cut: int | None) -> tup
     losses = F.cross_entropy(logits, labels, reduction="none").numpy()
     predictions = validated[["path", "class", "copy_group", "patient", "group", "part"]].copy()
     predictions["prediction"] = [sets.classes[i] for i in logits.argmax(1)]
+    predictions["copied"] = predictions["copy_group"].isin(trained["copy_group"])
     results = []
     for part, rows in validated.groupby("part", sort=False):
         weight = 1 / rows.groupby("copy_group")["path"].transform("size").to_numpy()
@@ -189,14 +195,31 @@ def run_variant(name: str, params: Params, share: float, cut: int | None) -> tup
                 round(float(np.average(losses[rows.index], weights=weight)), 4),
                 round(float(right[rows.index].mean()), 4),
                 round(epoch.train.accuracy, 4),
-                table["patient"][table["subset"] == TRAIN].nunique(),
+                trained["patient"].nunique(),
                 len(sets.train),
                 count_parameters(training.model),
                 train.epochs,
                 round(seconds),
+                str(describe_environment(device, training.precision)["device"]),
+                commit,
             )
         )
     return results, predictions
+
+
+def confusions(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Count the images of each part by class, prediction and whether they have a copy in training.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``part``, ``class``, ``prediction``, ``copied``, ``images`` and ``distinct``, where each copy group
+        of a part counts as one.
+    """
+    weight = 1 / predictions.groupby(["part", "copy_group"])["path"].transform("size")
+    grouped = predictions.assign(distinct=weight).groupby(["part", "class", "prediction", "copied"])
+    counted = grouped.agg(images=("path", "size"), distinct=("distinct", "sum")).reset_index()
+    return counted.assign(distinct=counted["distinct"].round(2))
 
 
 def spread(values: pd.Series, digits: int, unit: str = "") -> str:
@@ -206,59 +229,84 @@ def spread(values: pd.Series, digits: int, unit: str = "") -> str:
 
 
 def summary(results: pd.DataFrame) -> str:
-    """Return the variants, the best first, with mean and standard deviation over their seeds."""
-    lines = []
-    by_name = list(results.groupby("name", sort=False))
-    for name, rows in sorted(by_name, key=lambda pair: -pair[1]["distinct_accuracy"].mean()):
-        cells = [
-            spread(100 * rows["distinct_accuracy"], 1, "%"),
-            spread(rows["distinct_loss"], 3),
-            f"{100 * rows['train_accuracy'].mean():.1f}%",
-            f"{rows['parameters'].mean():,.0f}",
-            f"{rows['epochs'].mean():.0f}",
-        ]
-        lines.append([name, str(len(rows)), *cells])
-    header = ["variant", "seeds", "right, distinct images", "cross-entropy", "right in training"]
-    return table([*header, "parameters", "epochs"], lines)
-
-
-def summary_three_ways(results: pd.DataFrame) -> str:
     """Return what the variants get in each part, in their order, with mean and deviation over their seeds."""
     lines = []
     for name, rows in results.groupby("name", sort=False):
-        parts = [rows[rows["protocol"] == part] for part in THREE]
+        parts = [rows[rows["part"] == part] for part in PARTS]
         cells = [
             f"{spread(100 * part['distinct_accuracy'], 1, '%')} ({part['distinct_loss'].mean():.3f})"
             for part in parts
         ]
-        lines.append([name, str(len(parts[0])), *cells, f"{rows['epochs'].iloc[0]}"])
-    header = ["variant", "seeds", "by patient", "by copy", "image by image", "epochs"]
-    return table(header, lines)
+        known = f"{100 * rows['train_accuracy'].mean():.1f}%"
+        epochs = f"{rows['epochs'].mean():.0f}"
+        lines.append([name, str(len(parts[0])), *cells, known, f"{rows['parameters'].iloc[0]:,}", epochs])
+    return pages.table(["variant", "seeds", *PARTS.values(), "in training", "parameters", "epochs"], lines)
+
+
+def summary_of_errors(counted: pd.DataFrame) -> str:
+    """Return how many of a variant's distinct images are wrong in each part, means over its seeds, and how.
+
+    Parameters
+    ----------
+    counted : DataFrame
+        See `confusions`, of one variant, with a column ``seed``.
+    """
+    seeds = counted["seed"].nunique()
+    lines = []
+    for part, title in PARTS.items():
+        for copied, rows in counted[counted["part"] == part].groupby("copied"):
+            wrong = rows[rows["class"] != rows["prediction"]].groupby(["class", "prediction"])["distinct"].sum()
+            wrong = wrong.sort_values(ascending=False, kind="stable") / seeds
+            images = rows["distinct"].sum() / seeds
+            share = f"{wrong.sum():.1f} ({100 * wrong.sum() / images:.1f}%)"
+            how = "; ".join(f"{taken} for {told} {n:.1f}" for (taken, told), n in wrong.head(3).items())
+            title_of_rows = f"{title}, with a copy in training" if copied else title
+            lines.append([title_of_rows, f"{images:.0f}", share, how])
+    return pages.table(["part", "distinct images", "wrong", "most often taken for another class"], lines)
 
 
 def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
-    """Draw the accuracy on other people against the number of people in training."""
-    rows = results[results["name"].isin(names)].sort_values("train_patients")
-    mean = rows.groupby("name")[["train_patients", "distinct_accuracy"]].mean().sort_values("train_patients")
+    """Draw the accuracy in each part against the number of people in training."""
+    found = results[results["name"].isin(names)]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(mean["train_patients"], 100 * mean["distinct_accuracy"], color=COLOURS[TRAINING])
-    axes.plot(rows["train_patients"], 100 * rows["distinct_accuracy"], "o", color=COLOURS[TRAINING], alpha=0.6)
+    for (part, title), colour in zip(PARTS.items(), COLOURS.values(), strict=False):
+        rows = found[found["part"] == part]
+        mean = rows.groupby("name")[["train_patients", "distinct_accuracy"]].mean().sort_values("train_patients")
+        axes.plot(mean["train_patients"], 100 * mean["distinct_accuracy"], color=colour, label=title)
+        axes.plot(rows["train_patients"], 100 * rows["distinct_accuracy"], "o", color=colour, alpha=0.6)
     axes.set_xscale("log", base=2)
     ticks = mean["train_patients"].round().astype(int).tolist()
     axes.set_xticks(ticks, ticks)
-    axes.set(xlabel="known patients in training", ylabel="distinct images of other people, % right")
+    axes.set(xlabel="known patients in training", ylabel="distinct validation images, % right")
+    axes.legend(frameon=False, loc="lower right")
     axes.grid(alpha=0.3)
     return figure
 
 
-def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, int | None]]:
-    """Return the params of each variant and seed, the share of people that it trains on, and the cut `three_ways`.
+def overview(results: pd.DataFrame, names: list[str]) -> Figure:
+    """Draw what each seed of some variants gets in each part; the first variant's mean is a line through all."""
+    figure = Figure(figsize=(10, 0.8 + 0.24 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(PARTS), sharey=True)
+    for axes, (part, title), colour in zip(panels, PARTS.items(), COLOURS.values(), strict=False):
+        rows = results[(results["part"] == part) & results["name"].isin(names)]
+        places = rows["name"].map(names.index)
+        axes.axvline(100 * rows["distinct_accuracy"][places == 0].mean(), color="0.6", linewidth=1)
+        axes.plot(100 * rows["distinct_accuracy"], places, "o", color=colour, alpha=0.6)
+        axes.set(title=title, xlabel="distinct images, % right")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].invert_yaxis()
+    return figure
+
+
+def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, float]]:
+    """Return the params of each variant and seed, the cut of `three_ways` and the share of people that train.
 
     Raises
     ------
     UserError
-        If a variant names no param, gives one what it does not take, or has both three_ways and share.
+        If a variant names no param, or gives one what it does not take.
     """
     runs = {}
     name = "base"
@@ -266,18 +314,32 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, float, i
         base = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), content["base"]).model_dump()
         for name, variant in content["variants"].items():
             overrides = dict(variant or {})
-            share, cut = overrides.pop("share", 1.0), overrides.pop("three_ways", None)
-            if cut is not None and type(cut) is not int:
-                raise ValueError(f"three_ways: {cut!r} is no whole number, the seed of the cuts")
+            cut, share = overrides.pop("cut", 1), overrides.pop("share", 1.0)
+            if type(cut) is not int:
+                raise ValueError(f"cut: {cut!r} is no whole number, the seed of the cuts")
             for seed in content["seeds"]:
-                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), share, cut
-            if cut is not None and share != 1:
-                raise ValueError("has both three_ways and share")
+                runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), cut, share
     except KeyError as error:
         raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None
     except ValueError as error:  # pydantic's are such, too
         raise UserError(f"{VARIANTS}: {name}: {' '.join(str(error).split())}") from None
     return runs
+
+
+def append(table: pd.DataFrame, file: Path) -> None:
+    """Add rows to a table that others add to as well."""
+    table.to_csv(file, mode="a", header=not file.exists(), index=False, lineterminator="\n")
+
+
+def write_pages(content: dict) -> None:
+    """Write the tables and plots of what has been trained, the variants in the order of tuning.yaml."""
+    results, counted = pd.read_csv(RESULTS), pd.read_csv(CONFUSIONS)
+    order = results["name"].map(list(content["variants"]).index)
+    results = results.assign(order=order).sort_values(["order", "seed"], kind="stable")
+    errors = summary_of_errors(counted[counted["name"] == content["errors"]])
+    pages.fill_file(PAGE, {"tuning": summary(results), "tuning-errors": errors})
+    save(overview(results, results["name"].unique().tolist()), OVERVIEW)
+    save(learning_curve(results, content["learning_curve"]), CURVE)
 
 
 def main() -> None:
@@ -290,24 +352,23 @@ def main() -> None:
     unknown = set(arguments.names) - set(content["variants"])
     if unknown:
         sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
     for name in content["variants"]:
         if arguments.names and name not in arguments.names:
             continue
         for seed in content["seeds"]:
-            done = read_table(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
+            done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
-            found, predictions = run_variant(name, *runs[name, seed])
-            pd.DataFrame(found).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
+            found, predictions = run_variant(name, *runs[name, seed], commit)
+            counted = confusions(predictions)
+            append(pd.DataFrame(found), RESULTS)
+            append(counted.assign(name=name, seed=seed)[["name", "seed", *counted.columns]], CONFUSIONS)
             if arguments.predictions:
                 arguments.predictions.mkdir(parents=True, exist_ok=True)
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
             print(*found, sep="\n", flush=True)
-    results = pd.read_csv(RESULTS)
-    three = results["protocol"].isin(THREE)
-    tables = {protocol: summary(rows) for protocol, rows in results[~three].groupby("protocol")}
-    fill_file(PAGE, tables | {"three-ways": summary_three_ways(results[three])})
-    save(learning_curve(results, content["learning_curve"]), CURVE)
+    write_pages(content)
 
 
 if __name__ == "__main__":

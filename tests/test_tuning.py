@@ -15,12 +15,12 @@ def test_every_variant_is_one_that_the_params_allow():
     content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
     base = with_overrides(PARAMS, content["base"]).model_dump()
     for variant in content["variants"].values():
-        overrides = {name: value for name, value in (variant or {}).items() if name not in ("share", "three_ways")}
+        overrides = {name: value for name, value in (variant or {}).items() if name not in ("share", "cut")}
         changed = with_overrides(base, overrides)
         for name, value in overrides.items():
             section, param = name.split(".")
             assert getattr(getattr(changed, section), param) == value
-    assert set(content["learning_curve"]) <= set(content["variants"])
+    assert {*content["learning_curve"], content["errors"]} <= set(content["variants"])
     assert set(pd.read_csv(PROJECT / "metrics/tuning.csv")["name"]) <= set(content["variants"])
 
 
@@ -34,17 +34,16 @@ def test_every_variant_is_checked_before_the_first_one_trains():
     content = {
         "base": {},
         "seeds": [1, 2],
-        "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"three_ways": 3}},
+        "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"cut": 3}},
     }
     runs = tuning.read_variants(content)
     assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1), ("c", 2)]
     params, *others = runs["b", 2]
-    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 0.5, None]
-    assert runs["c", 1][1:] == (1.0, 3)
+    assert [params.train.dropout, params.train.seed, *others] == [0.5, 2, 1, 0.5]
+    assert runs["c", 1][1:] == (3, 1.0)
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
-        ({"variants": {"c": {"share": 0.5, "three_ways": 0}}}, "c: has both three_ways and share"),
-        ({"variants": {"c": {"three_ways": False}}}, "c: three_ways: False is no whole number"),
+        ({"variants": {"c": {"cut": False}}}, "c: cut: False is no whole number"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
@@ -88,16 +87,35 @@ def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     assert people[0] == people[1] != people[2]
 
 
-def test_the_three_parts_stand_side_by_side_in_the_order_of_the_variants():
+def test_the_three_parts_stand_side_by_side():
     rows = [("b", "people", 1, 0.9), ("b", "mixed", 1, 1.0), ("b", "images", 1, 0.8), ("a", "people", 1, 0.7)]
     rows += [("a", "mixed", 1, 0.5), ("a", "images", 1, 0.6), ("a", "people", 2, 0.8), ("a", "images", 2, 0.6)]
-    table = pd.DataFrame(
-        [*rows, ("a", "mixed", 2, 0.7)], columns=["name", "protocol", "seed", "distinct_accuracy"]
-    )
-    lines = tuning.summary_three_ways(table.assign(distinct_loss=0.25, epochs=40)).splitlines()
-    assert lines[2] == "| b | 1 | 90.0% (0.250) | 80.0% (0.250) | 100.0% (0.250) | 40 |"
+    table = pd.DataFrame([*rows, ("a", "mixed", 2, 0.7)], columns=["name", "part", "seed", "distinct_accuracy"])
+    table = table.assign(distinct_loss=0.25, train_accuracy=0.95, parameters=1234, epochs=40)
+    lines = tuning.summary(table).splitlines()
+    assert lines[2] == "| b | 1 | 90.0% (0.250) | 80.0% (0.250) | 100.0% (0.250) | 95.0% | 1,234 | 40 |"
     # By hand: the deviation of 70 and 80 with n - 1 is 7.07, that of 50 and 70 is 14.14.
-    assert lines[3] == "| a | 2 | 75.0% ± 7.1 (0.250) | 60.0% ± 0.0 (0.250) | 60.0% ± 14.1 (0.250) | 40 |"
+    assert lines[3].startswith("| a | 2 | 75.0% ± 7.1 (0.250) | 60.0% ± 0.0 (0.250) | 60.0% ± 14.1 (0.250) | ")
+
+
+def test_what_is_wrong_is_counted_in_distinct_images_as_the_mean_over_seeds():
+    # Two copies of one image, one of them wrong, are half of a distinct image that is wrong.
+    rows = [("a", "a", 0), ("a", "b", 0), ("a", "a", 1), ("b", "a", 2), ("b", "b", 3)]
+    predictions = pd.DataFrame(rows, columns=["class", "prediction", "copy_group"])
+    predictions = predictions.assign(path="x", part="people", copied=False)
+    mixed = pd.DataFrame(
+        {"class": ["a", "a"], "prediction": ["a", "b"], "copy_group": [4, 5], "copied": [True, False]}
+    )
+    first = tuning.confusions(pd.concat([predictions, mixed.assign(path="x", part="mixed")], ignore_index=True))
+    found = first.set_index(["part", "class", "prediction", "copied"])
+    assert found.loc[("people", "a", "b", False)].tolist() == [1, 0.5]
+    assert found.loc[("people", "a", "a", False)].tolist() == [2, 1.5]
+    assert (found["images"].sum(), found["distinct"].sum()) == (7, 6)
+    second = tuning.confusions(predictions.assign(prediction=predictions["class"]))
+    lines = tuning.summary_of_errors(pd.concat([first.assign(seed=1), second.assign(seed=2)])).splitlines()
+    assert lines[2] == "| by patient | 4 | 0.8 (18.8%) | b for a 0.5; a for b 0.2 |"
+    assert lines[3].startswith("| image by image | ")
+    assert lines[4].startswith("| image by image, with a copy in training | ")
 
 
 def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
@@ -127,7 +145,7 @@ def test_the_sum_of_the_seeds_is_mean_and_deviation():
 
 def test_the_pages_have_the_places_that_the_scripts_fill():
     page = (PROJECT / "docs/training.md").read_text()
-    for name in ("seeds", "grouped", "official", "three-ways"):
+    for name in ("seeds", "folds", "tuning", "tuning-errors"):
         assert page.count(f"<!-- {name} -->") == page.count(f"<!-- /{name} -->") == 1
 
 
