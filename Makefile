@@ -40,10 +40,10 @@ bench: .venv/installed ## the table of times in the README, and docs/benchmark.m
 	.venv/bin/python -m scripts.bench
 	.venv/bin/python -m scripts.bench_training
 
-seeds: .venv/installed ## the recipe over folds and seeds: what metrics/seeds.csv lacks, hours in all
+seeds: .venv/installed ## the recipe over folds and seeds: what metrics/seeds.csv lacks, about ten minutes a row
 	.venv/bin/python -m scripts.seeds
 
-tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, hours in all
+tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, about four hours in all
 	.venv/bin/python -m scripts.tuning
 
 study: .venv/installed ## what study.yaml asks, hours in all; with STUDY=demo a small one on made-up images

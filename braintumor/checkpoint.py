@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
@@ -40,6 +41,23 @@ class Checkpoint:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.file = folder / f"training-{key[:16]}.pt"
+        self._lock = FileLock(folder / "lock")
+
+    def claim(self) -> None:
+        """Let no other process train here until this one ends, whatever ends it.
+
+        Raises
+        ------
+        UserError
+            If another one does, such as one whose DVC was killed.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(
+                f"{self._lock.lock_file}: another training runs in this folder: wait until it has ended, or end it"
+            ) from None
 
     def load(self) -> dict | None:
         """Return the state that was saved last, None where there is none."""
@@ -60,7 +78,9 @@ class Checkpoint:
             os.fsync(stream.fileno())
 
     def delete(self) -> None:
-        """Delete the state, and its folder where nothing else is in it."""
+        """Delete the state, and its folder where nothing else is in it; others may train here again."""
         self.file.unlink(missing_ok=True)
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
         with suppress(OSError):
             self.file.parent.rmdir()

@@ -12,6 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from braintumor.errors import UserError
+
+# Where SLURM, Open MPI and the other MPIs say how many processes they have started.
+STARTED = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -94,8 +99,19 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     ----------
     device : torch.device
         Of this process: what lies on GPUs is exchanged through NCCL, what lies on CPUs through gloo.
+
+    Raises
+    ------
+    UserError
+        If something else has started several processes, each of which would train on its own.
     """
     if not dist.is_torchelastic_launched():
+        for name in STARTED:
+            if int(os.environ.get(name, "1")) > 1:
+                raise UserError(
+                    f"train.launcher: {os.environ[name]} processes were started ({name}), but not by torchrun: "
+                    f"each would train alone; see docs/scaling.md for the launcher"
+                )
         yield ALONE
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
@@ -109,7 +125,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         # Its SIGTERM, which a training takes for a preemption, may have come before.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
-        sys.exit(1)
+        sys.exit(f"error: the processes that train together have lost each other: {str(error).splitlines()[0]}")
     finally:
         dist.destroy_process_group()
 

@@ -200,7 +200,7 @@ def draw_reliability(axis: Axes, table: pd.DataFrame) -> None:
         style = {"fmt": marker, "color": colour, "capsize": 2, "linewidth": 1}
         axis.errorbar(part["confidence"], part["accuracy"], sides, label=f"{when} calibration", **style)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02), title="Reliability")
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
 
 
 def draw_risk(axis: Axes, table: pd.DataFrame) -> None:

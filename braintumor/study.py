@@ -317,15 +317,17 @@ def described(row: Experiment, params: Params) -> dict[str, Any]:
 
 
 def scored(record: Record) -> dict[str, Any]:
-    """Return the part of an experiment's line that says how it ended, with what DVC has of its metrics."""
-    test, baseline = record.metrics.get("test", {}), record.metrics.get("baselines", {})
+    """Return the part of an experiment's line that says how it ended, with its metrics where it has succeeded."""
+    # DVC shows the committed run's metrics for what has failed before it made its own.
+    metrics = record.metrics if record.state == "success" else {}
+    test, baseline = metrics.get("test", {}), metrics.get("baselines", {})
     return {
         "state": record.state,
         "reason": record.reason,
         "recipe": record.recipe,
         "commit": record.commit[:10],
-        "suggested_lr": record.metrics.get("lr_range", {}).get("suggested_lr"),
-        "validation_accuracy": record.metrics.get("train", {}).get("validation_accuracy"),
+        "suggested_lr": metrics.get("lr_range", {}).get("suggested_lr"),
+        "validation_accuracy": metrics.get("train", {}).get("validation_accuracy"),
         **{key: value for key, value in test.items() if KEPT.match(key)},
         **{f"baseline_{key}": value for key, value in baseline.items() if key.startswith("accuracy")},
     }

@@ -54,7 +54,7 @@ BASELINES = {
 }
 LADDER = {
     "seed": "`seed`: half of `Testing`, the other half validates",
-    "official": "`official`: `Testing`, as everybody reports",
+    "official": "`official`: `Testing`, as is usually reported",
     "copy_free": "`copy_free`: `Testing`, its copies do not train",
     "grouped by copy": "`grouped` by copy: no copy on both sides",
     "grouped by patient": "**`grouped` by patient: new people**",
@@ -190,7 +190,7 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
     results = [
         ["new people: `grouped` by patient, first of five folds (the committed run)", new[0], new[1]],
         *folds_row(),
-        ["what everybody reports: `official`", usual[0], usual[1]],
+        ["what is usually reported: `official`", usual[0], usual[1]],
         [f"of those, the {subsets[1]['copy_free']['images']} images without a copy in `Training`", usual[2], ""],
     ]
     return {

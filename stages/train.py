@@ -62,6 +62,8 @@ def main(
         # After all of the code that trains is loaded, which is part of the key.
         key = configuration(params, recipe, [images, split], device)
         checkpoint = Checkpoint(weights.parent / "unfinished", key)
+        if ranks.first:
+            checkpoint.claim()
         answer(lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)

@@ -81,25 +81,25 @@ def test_time_to_an_accuracy_is_that_of_the_first_epoch_that_has_it():
         "seed_epochs": 10,
         "seed_images": 1200,
         "decoding_seconds": 5.0,
-        "curve": [(10.0, 0.8), (20.0, 0.93), (30.0, 0.92), (40.0, 0.95)],
+        "curve": [(10.0, 0.8, 0.7), (20.0, 0.93, 0.7), (30.0, 0.92, 0.7), (40.0, 0.95, 0.7)],
         "grouped_images": 600,
+        "grouped_curve": [(5.0, 0.9, 0.94), (10.0, 0.93, 0.93), (15.0, 0.92, 0.95)],
         "epochs": 40,
-        "seconds": None,
         "flops_per_image": 1e12,
-        "committed_curve": [0.9, 0.94, 0.95],
-        "committed_distinct": 0.92,
     }
     page = bench_report.write_time(found, {"time": found, "seed": {"images_per_second": {"seed": [9, 12, 50]}}})
     (row,) = rows_of(page, "93.0%")
     assert row[1:4] == ["16.7 min", "25 s", "40.0 times"]  # 10 x 1200 / 12 s against 5 s + 20 s
-    (row,) = rows_of(page, "to 94.0%")
-    assert row[1:] == ["2", "10 s", "1.2 PFLOP"]  # an epoch has half the images and takes half of 10 s
-    assert "94% is not reached" in page
-    better = bench_report.write_grouped(found | {"committed_distinct": 0.945})
-    assert "94% is reached, in at most the 3.33 min and 24 PFLOP of the whole run" in better  # 40 epochs of 5 s
+    assert "\n9 epochs enough for the seed, the gain would be 36.0 times, with 8 32.0." in page
+    tested, validated = rows_of(page, "to 94.0%")
+    assert tested[1:] == ["1", "5 s", "0.6 PFLOP"]
+    assert validated[1:] == ["not reached", "", ""]
+    (row,) = rows_of(page, "all")
+    assert row[1:] == ["3", "15 s", "1.8 PFLOP"]
     page = bench_report.write_time(
-        found | {"curve": [(10.0, 0.8)]}, {"time": found, "seed": {"images_per_second": {"seed": [12]}}}
+        found | {"curve": [(10.0, 0.8, 0.7)]}, {"time": found, "seed": {"images_per_second": {"seed": [12]}}}
     )
+    assert "were enough" not in page
     assert rows_of(page, "93.0%")[0][2] == "not reached"
 
 

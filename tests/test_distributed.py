@@ -8,16 +8,17 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-STAGE = (
-    "-m stages.train --images data/images.npy --split data/split.csv --lr_range metrics/lr_range.json "
-    "--weights models/model.safetensors --description models/model.json "
-    "--metrics metrics/train.json --curves plots/curves.csv --live plots/live"
-)
+from braintumor.distributed import ALONE, joined
+from braintumor.errors import UserError
+from tests.conftest import PROJECT
+
+STAGE = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["train"]["cmd"]
 LAUNCHER = "torchrun --standalone --nproc-per-node=2"
-TWO = f"{LAUNCHER} {STAGE}"
-ONE = f"python {STAGE}"
+TWO = STAGE.replace("${train.launcher}", LAUNCHER)
+ONE = STAGE.replace("${train.launcher}", "python")
 # No batch norm and no dropout: the processes' gradients are those of the whole batch.
 PLAIN = {"model": "cnn", "channels": [8, 8, 16], "hidden": 16, "dropout": 0.0, "lr": 0.02, "epochs": 4}
 
@@ -115,6 +116,16 @@ def test_gradients_that_cannot_be_dealt_out_are_one_line(checkout):
     checkout.params({"train": PLAIN | {"batch_size": 15}})
     output = checkout.run(TWO, code=1)
     assert output.count("error: train.batch_size: 15 of") == 1
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_something_else_has_started_do_not_each_train_alone(monkeypatch, name):
+    monkeypatch.setenv(name, "8")
+    with pytest.raises(UserError, match=rf"^train.launcher: 8 processes were started \({name}\)"):
+        joined(torch.device("cpu")).__enter__()
+    monkeypatch.setenv(name, "1")
+    with joined(torch.device("cpu")) as ranks:
+        assert ranks == ALONE
 
 
 def test_synchronised_norms_need_a_gpu(checkout):

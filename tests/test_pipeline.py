@@ -11,11 +11,15 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from braintumor.params import load_params, pick, with_overrides
 from braintumor.tables import read_table
+from braintumor.training import Recipe
 from braintumor.weights import load_model
+from stages.train import configuration
 from tests.conftest import PROJECT
 
 STAGES = [
@@ -33,6 +37,11 @@ def paths(stage, *kinds):
 
 def read_json(checkout, name):
     return json.loads((checkout.folder / name).read_text())
+
+
+def is_training(process):
+    """Whether a process of psutil is the stage train."""
+    return process.cmdline()[1:3] == ["-m", "stages.train"]
 
 
 def test_every_stage_runs_once_and_then_there_is_nothing_to_do(finished):
@@ -435,7 +444,7 @@ def test_for_dvc_a_preempted_training_has_failed_and_goes_on_in_its_own_checkout
     for line in process.stdout:
         if line.startswith("epoch 2/8"):
             children = psutil.Process(process.pid).children(recursive=True)
-            (training,) = (child for child in children if child.cmdline()[1:3] == ["-m", "stages.train"])
+            (training,) = (child for child in children if is_training(child))
             training.terminate()
             break
     process.stdout.read()
@@ -455,6 +464,24 @@ def test_for_dvc_a_preempted_training_has_failed_and_goes_on_in_its_own_checkout
     checkout.params({"train": {"epochs": 8}})
     assert "train" not in checkout.stages_run_by("dvc repro train")
     assert (checkout.folder / "models/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_a_training_whose_dvc_was_killed_keeps_others_away_and_can_be_taken_up(checkout):
+    checkout.params({"train": {"epochs": 500}})
+    process = subprocess.Popen(
+        ["dvc", "repro", "train"], cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
+    )
+    assert any(line.startswith("epoch 2/500") for line in process.stdout)
+    (training,) = (child for child in psutil.Process(process.pid).children(recursive=True) if is_training(child))
+    process.kill()
+    process.wait()
+    output = checkout.run("dvc repro train", code=255)
+    assert output.count("error: models/unfinished/lock: another training runs in this folder") == 1
+    training.terminate()
+    psutil.wait_procs([training], timeout=30)
+    output = checkout.run(checkout.train_until(2, signal.SIGTERM), code=143)
+    assert "going on after epoch" in output and "epoch 1/500" not in output
 
 
 def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checkout):
@@ -500,8 +527,29 @@ def test_the_key_of_a_state_has_all_the_code_that_trains_and_no_other(checkout):
     )
     files = {Path(line).name for line in checkout.run(checkout.train_with(patch)).splitlines()}
     code = {Path(dep).name for dep in DVC["stages"]["train"]["deps"] if dep.endswith(".py")}
-    assert code <= files
+    assert code | {"images.npy", "split.csv"} <= files
     assert not {"report.py", "study.py", "explanation.py"} & files
+
+
+def test_the_key_of_a_state_changes_with_each_param_that_bears_on_it_and_with_the_data(tmp_path):
+    file = tmp_path / "images.npy"
+    file.write_bytes(b"images")
+    params = load_params(PROJECT / "params.yaml").model_dump()
+
+    def key(changes, precision="float32"):
+        changed = with_overrides(params, {"train.precision": precision} | changes)
+        recipe = pick(Recipe, changed.train.model_copy(update={"lr": 0.1 if "train.lr" in changes else 0.3}))
+        return configuration(changed, recipe, [file], torch.device("cpu"))
+
+    same = key({})
+    assert key({"train.launcher": "torchrun --nproc-per-node=2"}) == same
+    assert key({"evaluate.bins": 5}) == same
+    other = {"train.dropout": 0.5, "train.lr": 0.1, "train.epochs": 41, "train.seed": 1, "train.rotation": 6}
+    other |= {"train.channels": [16, 32], "train.balance": 0.5, "preprocess.size": 96, "preprocess.crop": True}
+    keys = {key({name: value}) for name, value in other.items()} | {key({}, precision="bfloat16")}
+    assert len(keys | {same}) == len(other) + 2
+    file.write_bytes(b"others")
+    assert key({}) not in keys | {same}
 
 
 def test_a_model_of_other_classes_is_refused(checkout):

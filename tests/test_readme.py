@@ -37,7 +37,7 @@ def test_its_commands_work_from_a_clean_clone(finished, tmp_path):
     assert sorted(params["train"]["dropout"] for params in tried if params["split"]["protocol"] == "grouped") == [
         0.0, 0.0, 0.0, 0.0, 0.1, 0.3, 0.5,
     ]  # fmt: skip
-    assert [params["train"]["dropout"] for params in tried if params["split"]["protocol"] == "official"] == [0.5]
+    assert [params["train"]["dropout"] for params in tried if params["split"]["protocol"] == "official"] == [0.0]
     assert [params["data"]["source"] for params in tried].count("folder") == 3
 
 

@@ -327,6 +327,16 @@ def test_the_key_of_a_state_is_that_of_files_and_values(tmp_path):
     assert fingerprint(files, 1) not in keys
 
 
+def test_two_trainings_in_one_folder_are_refused_until_one_has_ended(tmp_path):
+    first, second = (Checkpoint(tmp_path / "unfinished", key) for key in ("key", "another"))
+    first.claim()
+    with pytest.raises(UserError, match=r"unfinished/lock: another training runs in this folder"):
+        second.claim()
+    first.delete()
+    assert not list(tmp_path.iterdir())
+    second.claim()
+
+
 @pytest.mark.parametrize(
     "damage", [lambda whole: whole[:-200], lambda _: b"no state", lambda _: b".", lambda _: b""]
 )
