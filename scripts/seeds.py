@@ -139,6 +139,9 @@ def main() -> None:
         sys.exit("error: commit the code and the params first: each row of the table names its commit")
     table = read_scores(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=COLUMNS)
     current = {commit: is_current(str(commit)) for commit in table["commit"].unique()}
+    stale = sorted(str(commit) for commit, same in current.items() if not same)
+    if stale:
+        print(f"rows of {', '.join(stale)} are of other code or params, and are run again", flush=True)
     table = table[table["commit"].map(current).astype(bool)].reset_index(drop=True)
     rows = wanted(load_params(PROJECT / "params.yaml").train.seed)
     for number, row in enumerate(rows, start=1):

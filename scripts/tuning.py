@@ -7,9 +7,7 @@ after the other, and appends what they come to. Several of it may run side by si
 """
 
 import argparse
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +32,7 @@ from braintumor.tables import TEST, TRAIN, UNUSED, VALIDATION, read_images, read
 from braintumor.training import Recipe, predict
 from scripts import run_script
 from scripts.demo import PROJECT
+from scripts.seeds import run
 from stages import workers
 
 VARIANTS = PROJECT / "tuning.yaml"
@@ -43,6 +42,7 @@ PAGE = PROJECT / "docs/training.md"
 CURVE = PROJECT / "docs/learning_curve.png"
 OVERVIEW = PROJECT / "docs/tuning.png"
 PARTS = {"people": "by patient", "images": "by copy", "mixed": "image by image"}  # of `three_ways`
+SHADES = *COLOURS.values(), "#3a923a"  # of the parts
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,6 @@ class Result:
     train_images: int
     parameters: int
     epochs: int
-    seconds: int
     device: str
     commit: str
 
@@ -167,15 +166,13 @@ def run_variant(
     training = make_training(train, architecture, pick(Recipe, train), sets, device)
     trained = table[table["subset"] == TRAIN]
     validated = table.iloc[sets.validation.rows].reset_index(drop=True)
-    start = time.perf_counter()
     while not training.done:
         epoch = training.run_epoch()
         print(
             f"{name}, seed {train.seed}: epoch {epoch.number}/{train.epochs}, train {epoch.train.accuracy:.4f}, "
-            f"validation {epoch.validation.accuracy:.4f}, {time.perf_counter() - start:.0f} s",
+            f"validation {epoch.validation.accuracy:.4f}",
             flush=True,
         )
-    seconds = time.perf_counter() - start
     logits = predict(training.averaged, training.validation, training.precision)
     labels = sets.validation.labels.cpu()
     right = (logits.argmax(1) == labels).numpy().astype(float)
@@ -199,7 +196,6 @@ def run_variant(
                 len(sets.train),
                 count_parameters(training.model),
                 train.epochs,
-                round(seconds),
                 str(describe_environment(device, training.precision)["device"]),
                 commit,
             )
@@ -270,7 +266,7 @@ def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
     found = results[results["name"].isin(names)]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for (part, title), colour in zip(PARTS.items(), COLOURS.values(), strict=False):
+    for (part, title), colour in zip(PARTS.items(), SHADES, strict=True):
         rows = found[found["part"] == part]
         mean = rows.groupby("name")[["train_patients", "distinct_accuracy"]].mean().sort_values("train_patients")
         axes.plot(mean["train_patients"], 100 * mean["distinct_accuracy"], color=colour, label=title)
@@ -288,7 +284,7 @@ def overview(results: pd.DataFrame, names: list[str]) -> Figure:
     """Draw what each seed of some variants gets in each part; the first variant's mean is a line through all."""
     figure = Figure(figsize=(10, 0.8 + 0.24 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(PARTS), sharey=True)
-    for axes, (part, title), colour in zip(panels, PARTS.items(), COLOURS.values(), strict=False):
+    for axes, (part, title), colour in zip(panels, PARTS.items(), SHADES, strict=True):
         rows = results[(results["part"] == part) & results["name"].isin(names)]
         places = rows["name"].map(names.index)
         axes.axvline(100 * rows["distinct_accuracy"][places == 0].mean(), color="0.6", linewidth=1)
@@ -327,13 +323,16 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, flo
 
 
 def append(table: pd.DataFrame, file: Path) -> None:
-    """Add rows to a table that others add to as well."""
+    """Add rows to a table that other processes add to as well."""
     table.to_csv(file, mode="a", header=not file.exists(), index=False, lineterminator="\n")
 
 
 def write_pages(content: dict) -> None:
     """Write the tables and plots of what has been trained, the variants in the order of tuning.yaml."""
     results, counted = pd.read_csv(RESULTS), pd.read_csv(CONFUSIONS)
+    unknown = set(results["name"]) - set(content["variants"])
+    if unknown:
+        raise UserError(f"{VARIANTS} lacks {', '.join(sorted(unknown))}, which {RESULTS} has: delete these rows")
     order = results["name"].map(list(content["variants"]).index)
     results = results.assign(order=order).sort_values(["order", "seed"], kind="stable")
     errors = summary_of_errors(counted[counted["name"] == content["errors"]])
@@ -352,7 +351,9 @@ def main() -> None:
     unknown = set(arguments.names) - set(content["variants"])
     if unknown:
         sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
+    if run("git", "status", "--porcelain", "--", "braintumor", "stages", "scripts/tuning.py", VARIANTS.name):
+        sys.exit("error: commit the code and tuning.yaml first: each row of the table names its commit")
+    commit = run("git", "rev-parse", "--short", "HEAD").strip()
     for name in content["variants"]:
         if arguments.names and name not in arguments.names:
             continue
@@ -362,8 +363,9 @@ def main() -> None:
                 continue
             found, predictions = run_variant(name, *runs[name, seed], commit)
             counted = confusions(predictions)
-            append(pd.DataFrame(found), RESULTS)
+            # A row is done once the results have it, so these come last.
             append(counted.assign(name=name, seed=seed)[["name", "seed", *counted.columns]], CONFUSIONS)
+            append(pd.DataFrame(found), RESULTS)
             if arguments.predictions:
                 arguments.predictions.mkdir(parents=True, exist_ok=True)
                 predictions.to_csv(arguments.predictions / f"{name}-{seed}.csv", index=False)
