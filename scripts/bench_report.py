@@ -338,7 +338,8 @@ def draw_seed(axis: Axes, results: dict) -> None:
 
 def draw_time(axis: Axes, results: dict) -> None:
     axis.axhline(REACHED, color="#cccccc", linewidth=0.8)
-    axis.plot(*zip(*results["time"]["curve"], strict=True), "o-", color=OURS, markersize=3, label="ours")
+    seconds, accuracies, _ = zip(*results["time"]["curve"], strict=True)
+    axis.plot(seconds, accuracies, "o-", color=OURS, markersize=3, label="ours")
     axis.plot(seed_seconds(results), REACHED, "^", color="#555555", label="the seed's way")
     axis.set(title="Validation in the seed's protocol", xlabel="seconds", ylabel="accuracy", xscale="log")
     # The usual labels of a log axis are math, which our pictures do not parse.

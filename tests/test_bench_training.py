@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
@@ -96,6 +97,11 @@ def test_time_to_an_accuracy_is_that_of_the_first_epoch_that_has_it():
     assert validated[1:] == ["not reached", "", ""]
     (row,) = rows_of(page, "all")
     assert row[1:] == ["3", "15 s", "1.8 PFLOP"]
+    axis = Figure().subplots()
+    bench_report.draw_time(axis, {"time": found, "seed": {"images_per_second": {"seed": [12]}}})
+    (_, ours, theirs) = axis.lines
+    assert ours.get_xydata().tolist() == [[10, 0.8], [20, 0.93], [30, 0.92], [40, 0.95]]
+    assert theirs.get_xydata().tolist() == [[1000, 0.93]]
     page = bench_report.write_time(
         found | {"curve": [(10.0, 0.8, 0.7)]}, {"time": found, "seed": {"images_per_second": {"seed": [12]}}}
     )
