@@ -43,7 +43,7 @@ bench: .venv/installed ## the table of times in the README, and docs/benchmark.m
 seeds: .venv/installed ## the recipe over folds and seeds: what metrics/seeds.csv lacks, about ten minutes a row
 	.venv/bin/python -m scripts.seeds
 
-tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, about four hours in all
+tuning: .venv/installed ## settings compared on validation: what metrics/tuning.csv lacks, some six hours in all
 	.venv/bin/python -m scripts.tuning
 
 study: .venv/installed ## what study.yaml asks, hours in all; with STUDY=demo a small one on made-up images

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,6 +30,36 @@ def fingerprint(files: list[Path], *values: object) -> str:
     return digest.hexdigest()
 
 
+def claim(folder: Path) -> FileLock:
+    """Let no other process train in a folder until `release`, or until this process ends, whatever ends it.
+
+    Raises
+    ------
+    UserError
+        If another one trains there, such as one whose DVC was killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "lock"
+    lock = FileLock(file, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{file}: process {file.read_text()} trains here, perhaps left behind by a DVC that was killed: "
+            "end it with kill and start again, which goes on from where it was"
+        ) from None
+    except OSError as error:
+        print(f"{file}: cannot be locked ({error.strerror}): see that no other training runs here", flush=True)
+    file.write_text(f"{os.getpid()} on {platform.node()}")
+    return lock
+
+
+def release(lock: FileLock) -> None:
+    """Let others train again where `claim` has kept them away."""
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()
+
+
 class Checkpoint:
     """One file that holds the newest state of a training, whole at any moment.
 
@@ -41,23 +72,6 @@ class Checkpoint:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.file = folder / f"training-{key[:16]}.pt"
-        self._lock = FileLock(folder / "lock")
-
-    def claim(self) -> None:
-        """Let no other process train here until this one ends, whatever ends it.
-
-        Raises
-        ------
-        UserError
-            If another one does, such as one whose DVC was killed.
-        """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire(blocking=False)
-        except Timeout:
-            raise UserError(
-                f"{self._lock.lock_file}: another training runs in this folder: wait until it has ended, or end it"
-            ) from None
 
     def load(self) -> dict | None:
         """Return the state that was saved last, None where there is none."""
@@ -78,9 +92,7 @@ class Checkpoint:
             os.fsync(stream.fileno())
 
     def delete(self) -> None:
-        """Delete the state, and its folder where nothing else is in it; others may train here again."""
+        """Delete the state, and its folder where nothing else is in it."""
         self.file.unlink(missing_ok=True)
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
         with suppress(OSError):
             self.file.parent.rmdir()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from braintumor.errors import UserError
 
-# Where SLURM, Open MPI and the other MPIs say how many processes they have started.
-STARTED = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"
+# Where SLURM, Open MPI, the other MPIs and other launchers say how many processes they have started.
+STARTED = "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
             if int(os.environ.get(name, "1")) > 1:
                 raise UserError(
                     f"train.launcher: {os.environ[name]} processes were started ({name}), but not by torchrun: "
-                    f"each would train alone; see docs/scaling.md for the launcher"
+                    f"each would train alone; see docs/scaling.md for the launcher, or, if this is the only one, "
+                    f"unset {name}"
                 )
         yield ALONE
         return
@@ -125,9 +126,15 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         # Its SIGTERM, which a training takes for a preemption, may have come before.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(5)
-        sys.exit(f"error: the processes that train together have lost each other: {str(error).splitlines()[0]}")
+        reason = str(error).partition("\n")[0]
+        sys.exit(f"error: the processes that train together have lost each other: {reason}")
     finally:
         dist.destroy_process_group()
+
+
+def starts_first() -> bool:
+    """Whether this process is, or will be, the first of those that train together, before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def place_on_machine() -> tuple[int, int]:

@@ -160,10 +160,10 @@ def write_grouped(found: dict) -> str:
 
 The committed recipe, its averaged weights scored after each epoch; nothing is chosen on the test images, and
 scoring them takes none of the time. After the last epoch {percent(distinct[-1])} of the distinct test images and
-{percent(validation[-1])} of the validation images, which show yet other people, are right. An epoch has
-{images:,} images, and an image takes {number(flops / 1e9)} GFLOP forward and backward, counted by torch's
-FlopCounterMode. This is the first of five folds; the mean of all is in
-[training.md](training.md#what-it-reaches-on-test-images)."""
+{percent(validation[-1])} of the validation images, which show yet other people, are right (the pipeline keeps
+the best epoch by validation). An epoch has {images:,} images, and an image takes
+{number(flops / 1e9)} GFLOP forward and backward, counted by torch's FlopCounterMode. This is the first of five
+folds; the mean of all is in [training.md](training.md#what-it-reaches-on-test-images)."""
 
 
 def feeding_share(found: dict, way: str) -> float:

@@ -93,11 +93,13 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
         own = table.assign(subset=subsets[protocol])
         sets = make_sets(own, images, section.batch_size, section.balance, section.distinct, shared.device)
         training = make_training(network, sets.train, sets.validation, shared.precision)
+        making = time.perf_counter()
         rows = np.flatnonzero(own["subset"] == TEST)
         labels = own["class"].map(sets.classes.index).to_numpy()[rows]
         scale = sets.train.mean, sets.train.deviation
         tested = Batches(images, rows, labels, section.batch_size, *scale, shared.device)
         weights = 1 / own.iloc[rows].groupby("copy_group")["path"].transform("size").to_numpy()
+        start += time.perf_counter() - making
         curve: list[tuple[float, float, float]] = []
         accuracy = 0.0
         while not training.done and accuracy < enough:

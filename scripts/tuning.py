@@ -1,14 +1,15 @@
-"""Compare settings of the training on validation images, cut off as each protocol tests; no test image is read.
+"""Compare settings of the training on validation images, cut off as each protocol tests.
 
     python -m scripts.tuning [NAME ...]
 
 Trains the variants of tuning.yaml that metrics/tuning.csv lacks, or the named ones among them, with each seed, one
-after the other, and appends what they come to. Several of it may run side by side on different names.
+after the other, and appends what they come to. What tests in the committed run is left out. Several of it may run
+side by side on different names.
 """
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +42,7 @@ CONFUSIONS = PROJECT / "metrics/tuning_confusions.csv"
 PAGE = PROJECT / "docs/training.md"
 CURVE = PROJECT / "docs/learning_curve.png"
 OVERVIEW = PROJECT / "docs/tuning.png"
-PARTS = {"people": "by patient", "images": "by copy", "mixed": "image by image"}  # of `three_ways`
+PARTS = {"patient": "by patient", "copy": "by copy", "random": "image by image"}  # of `three_ways`
 SHADES = *COLOURS.values(), "#3a923a"  # of the parts
 
 
@@ -106,7 +107,7 @@ def three_ways(table: pd.DataFrame, cut: int) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        `table` with other subsets, and a column ``part``: ``people``, ``images``, ``mixed``, or ``unused``.
+        `table` with other subsets, and a column ``part``: ``patient``, ``copy``, ``random``, or ``unused``.
     """
     left = table[table["subset"] != TEST]
     part = pd.Series(UNUSED, table.index)
@@ -236,7 +237,8 @@ def summary(results: pd.DataFrame) -> str:
         known = f"{100 * rows['train_accuracy'].mean():.1f}%"
         epochs = f"{rows['epochs'].mean():.0f}"
         lines.append([name, str(len(parts[0])), *cells, known, f"{rows['parameters'].iloc[0]:,}", epochs])
-    return pages.table(["variant", "seeds", *PARTS.values(), "in training", "parameters", "epochs"], lines)
+    header = ["variant", "seeds", *PARTS.values(), "training images right", "parameters", "epochs"]
+    return pages.table(header, lines)
 
 
 def summary_of_errors(counted: pd.DataFrame) -> str:
@@ -256,8 +258,8 @@ def summary_of_errors(counted: pd.DataFrame) -> str:
             images = rows["distinct"].sum() / seeds
             share = f"{wrong.sum():.1f} ({100 * wrong.sum() / images:.1f}%)"
             how = "; ".join(f"{taken} for {told} {n:.1f}" for (taken, told), n in wrong.head(3).items())
-            title_of_rows = f"{title}, with a copy in training" if copied else title
-            lines.append([title_of_rows, f"{images:.0f}", share, how])
+            whether = f"{title}, {'with' if copied else 'without'} a copy in training"
+            lines.append([whether, f"{images:.0f}", share, how])
     return pages.table(["part", "distinct images", "wrong", "most often taken for another class"], lines)
 
 
@@ -302,7 +304,7 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, flo
     Raises
     ------
     UserError
-        If a variant names no param, or gives one what it does not take.
+        If a variant names no param or gives one what it does not take, or the page shows what is no variant.
     """
     runs = {}
     name = "base"
@@ -313,13 +315,24 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, flo
             cut, share = overrides.pop("cut", 1), overrides.pop("share", 1.0)
             if type(cut) is not int:
                 raise ValueError(f"cut: {cut!r} is no whole number, the seed of the cuts")
+            if type(share) not in (int, float) or not 0 < share <= 1:
+                raise ValueError(f"share: {share!r} is not over 0 and at most 1")
             for seed in content["seeds"]:
                 runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), cut, share
+        for name in (*content["learning_curve"], content["errors"]):
+            if name not in content["variants"]:
+                raise ValueError("no variant, but on the page")
     except KeyError as error:
         raise UserError(f"{VARIANTS}: lacks {error.args[0]}") from None
     except ValueError as error:  # pydantic's are such, too
         raise UserError(f"{VARIANTS}: {name}: {' '.join(str(error).split())}") from None
     return runs
+
+
+def read_results() -> pd.DataFrame:
+    """Return the rows of what has been trained so far."""
+    columns = [field.name for field in fields(Result)]
+    return pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=columns)
 
 
 def append(table: pd.DataFrame, file: Path) -> None:
@@ -329,15 +342,17 @@ def append(table: pd.DataFrame, file: Path) -> None:
 
 def write_pages(content: dict) -> None:
     """Write the tables and plots of what has been trained, the variants in the order of tuning.yaml."""
-    results, counted = pd.read_csv(RESULTS), pd.read_csv(CONFUSIONS)
-    unknown = set(results["name"]) - set(content["variants"])
-    if unknown:
-        raise UserError(f"{VARIANTS} lacks {', '.join(sorted(unknown))}, which {RESULTS} has: delete these rows")
-    order = results["name"].map(list(content["variants"]).index)
-    results = results.assign(order=order).sort_values(["order", "seed"], kind="stable")
+    order = list(content["variants"])
+    # Two processes that trained the same, or one that was killed between two files, leave rows twice.
+    results = pd.read_csv(RESULTS).drop_duplicates(["name", "seed", "part"])
+    results = results.sort_values("name", key=lambda names: names.map(order.index), kind="stable")
+    counted = pd.read_csv(CONFUSIONS).drop_duplicates(["name", "seed", "part", "class", "prediction", "copied"])
     errors = summary_of_errors(counted[counted["name"] == content["errors"]])
     pages.fill_file(PAGE, {"tuning": summary(results), "tuning-errors": errors})
-    save(overview(results, results["name"].unique().tolist()), OVERVIEW)
+    # The curve has a picture of its own, and another cut has other images.
+    other_cuts = {name for name, variant in content["variants"].items() if "cut" in (variant or {})}
+    apart = other_cuts.union(content["learning_curve"][:-1])
+    save(overview(results, [name for name in results["name"].unique() if name not in apart]), OVERVIEW)
     save(learning_curve(results, content["learning_curve"]), CURVE)
 
 
@@ -348,17 +363,17 @@ def main() -> None:
     arguments = parser.parse_args()
     content = read_settings(VARIANTS)
     runs = read_variants(content)
-    unknown = set(arguments.names) - set(content["variants"])
+    unknown = {*arguments.names, *read_results()["name"]} - set(content["variants"])
     if unknown:
-        sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
-    if run("git", "status", "--porcelain", "--", "braintumor", "stages", "scripts/tuning.py", VARIANTS.name):
+        sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}, as named here or in {RESULTS}")
+    if run("git", "status", "--porcelain", "--", "braintumor", "stages", "scripts", "params.yaml", VARIANTS.name):
         sys.exit("error: commit the code and tuning.yaml first: each row of the table names its commit")
     commit = run("git", "rev-parse", "--short", "HEAD").strip()
     for name in content["variants"]:
         if arguments.names and name not in arguments.names:
             continue
         for seed in content["seeds"]:
-            done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["name", "seed"])
+            done = read_results()
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
             found, predictions = run_variant(name, *runs[name, seed], commit)

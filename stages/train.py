@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from braintumor.batches import make_sets
-from braintumor.checkpoint import Checkpoint, fingerprint
+from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision, describe_environment
-from braintumor.distributed import joined, place_on_machine
+from braintumor.distributed import joined, place_on_machine, starts_first
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
@@ -37,6 +37,8 @@ def main(
 ) -> None:
     params = load_params(Path("params.yaml"))
     train = params.train
+    unfinished = weights.parent / "unfinished"
+    lock = claim(unfinished) if starts_first() else None
     device = choose_device(train.device, train.threads, *place_on_machine())
     table = read_table(split)
     array = read_images(images, table)
@@ -61,9 +63,7 @@ def main(
         training = make_training(train, architecture, recipe, sets, device, ranks)
         # After all of the code that trains is loaded, which is part of the key.
         key = configuration(params, recipe, [images, split], device)
-        checkpoint = Checkpoint(weights.parent / "unfinished", key)
-        if ranks.first:
-            checkpoint.claim()
+        checkpoint = Checkpoint(unfinished, key)
         answer(lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)
@@ -90,6 +90,8 @@ def main(
         "best_epoch": best.number,
     }
     write_metrics(summary | best.flat(), metrics)
+    if lock:
+        release(lock)
     checkpoint.delete()
 
 

@@ -122,7 +122,7 @@ def test_gradients_that_cannot_be_dealt_out_are_one_line(checkout):
     assert line.startswith("error: train.batch_size: 15 of 70 images cannot be dealt out to 2 processes")
 
 
-@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_processes_that_something_else_has_started_do_not_each_train_alone(monkeypatch, name):
     monkeypatch.setenv(name, "8")
     with pytest.raises(UserError, match=rf"^train.launcher: 8 processes were started \({name}\)"):

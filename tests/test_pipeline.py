@@ -477,7 +477,8 @@ def test_a_training_whose_dvc_was_killed_keeps_others_away_and_can_be_taken_up(c
     process.kill()
     process.wait()
     output = checkout.run("dvc repro train", code=255)
-    assert output.count("error: models/unfinished/lock: another training runs in this folder") == 1
+    assert output.count(f"error: models/unfinished/lock: process {training.pid} on ") == 1
+    assert training.is_running()
     training.terminate()
     psutil.wait_procs([training], timeout=30)
     output = checkout.run(checkout.train_until(2, signal.SIGTERM), code=143)

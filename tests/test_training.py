@@ -1,4 +1,7 @@
+import errno
+import fcntl
 import math
+import os
 import shutil
 from collections import OrderedDict
 
@@ -8,7 +11,7 @@ import torch
 from torch import nn
 
 from braintumor.batches import Augmentation, Batches
-from braintumor.checkpoint import Checkpoint, fingerprint
+from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision
 from braintumor.distributed import Ranks
 from braintumor.errors import UserError
@@ -328,13 +331,23 @@ def test_the_key_of_a_state_is_that_of_files_and_values(tmp_path):
 
 
 def test_two_trainings_in_one_folder_are_refused_until_one_has_ended(tmp_path):
-    first, second = (Checkpoint(tmp_path / "unfinished", key) for key in ("key", "another"))
-    first.claim()
-    with pytest.raises(UserError, match=r"unfinished/lock: another training runs in this folder"):
-        second.claim()
-    first.delete()
+    folder = tmp_path / "unfinished"
+    first, state = claim(folder), Checkpoint(folder, "key")
+    with pytest.raises(UserError, match=rf"unfinished/lock: process {os.getpid()} on .* trains here"):
+        claim(folder)
+    release(first)
+    state.delete()
     assert not list(tmp_path.iterdir())
-    second.claim()
+    release(claim(folder))
+
+
+def test_where_a_filesystem_has_no_locks_a_training_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    release(claim(tmp_path / "unfinished"))
+    assert "lock: cannot be locked (No locks available): see that no other" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from braintumor.errors import UserError
+from braintumor.models import Architecture
 from braintumor.params import load_params, with_overrides
 from scripts import seeds, tuning
 from tests.conftest import PROJECT
@@ -35,6 +39,8 @@ def test_every_variant_is_checked_before_the_first_one_trains():
         "base": {},
         "seeds": [1, 2],
         "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"cut": 3}},
+        "learning_curve": ["b", "a"],
+        "errors": "a",
     }
     runs = tuning.read_variants(content)
     assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1), ("c", 2)]
@@ -44,6 +50,8 @@ def test_every_variant_is_checked_before_the_first_one_trains():
     for wrong, message in (
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
         ({"variants": {"c": {"cut": False}}}, "c: cut: False is no whole number"),
+        ({"variants": {"c": {"share": 2}}}, "c: share: 2 is not over 0 and at most 1"),
+        ({"errors": "d"}, "d: no variant, but on the page"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
@@ -75,22 +83,22 @@ def test_one_training_is_validated_by_patient_by_copy_and_image_by_image():
     split = tuning.three_ways(table, cut=1)
     trained = split[split["subset"] == "train"]
     parts = dict(list(split[split["subset"] == "validation"].groupby("part")))
-    assert not set(parts["people"]["group"]) & set(split[split["part"] != "people"]["group"])
-    assert not set(parts["images"]["copy_group"]) & {*trained["copy_group"], *parts["mixed"]["copy_group"]}
-    assert set(parts["images"]["group"]) & set(trained["group"])
-    assert set(parts["mixed"]["copy_group"]) & set(trained["copy_group"])
+    assert not set(parts["patient"]["group"]) & set(split[split["part"] != "patient"]["group"])
+    assert not set(parts["copy"]["copy_group"]) & {*trained["copy_group"], *parts["random"]["copy_group"]}
+    assert set(parts["copy"]["group"]) & set(trained["group"])
+    assert set(parts["random"]["copy_group"]) & set(trained["copy_group"])
     # Of 250 images a quarter; of the rest a sixth; of that rest an eighth.
     sizes = {name: len(part) for name, part in parts.items()} | {"train": len(trained)}
-    assert sizes == pytest.approx({"people": 62, "images": 31, "mixed": 20, "train": 137}, abs=4)
+    assert sizes == pytest.approx({"patient": 62, "copy": 31, "random": 20, "train": 137}, abs=4)
     assert (split["subset"][:50] == "unused").all()
-    people = [set(tuning.three_ways(table, cut).query("part == 'people'")["group"]) for cut in (1, 1, 2)]
+    people = [set(tuning.three_ways(table, cut).query("part == 'patient'")["group"]) for cut in (1, 1, 2)]
     assert people[0] == people[1] != people[2]
 
 
 def test_the_three_parts_stand_side_by_side():
-    rows = [("b", "people", 1, 0.9), ("b", "mixed", 1, 1.0), ("b", "images", 1, 0.8), ("a", "people", 1, 0.7)]
-    rows += [("a", "mixed", 1, 0.5), ("a", "images", 1, 0.6), ("a", "people", 2, 0.8), ("a", "images", 2, 0.6)]
-    table = pd.DataFrame([*rows, ("a", "mixed", 2, 0.7)], columns=["name", "part", "seed", "distinct_accuracy"])
+    rows = [("b", "patient", 1, 0.9), ("b", "random", 1, 1.0), ("b", "copy", 1, 0.8), ("a", "patient", 1, 0.7)]
+    rows += [("a", "random", 1, 0.5), ("a", "copy", 1, 0.6), ("a", "patient", 2, 0.8), ("a", "copy", 2, 0.6)]
+    table = pd.DataFrame([*rows, ("a", "random", 2, 0.7)], columns=["name", "part", "seed", "distinct_accuracy"])
     table = table.assign(distinct_loss=0.25, train_accuracy=0.95, parameters=1234, epochs=40)
     lines = tuning.summary(table).splitlines()
     assert lines[2] == "| b | 1 | 90.0% (0.250) | 80.0% (0.250) | 100.0% (0.250) | 95.0% | 1,234 | 40 |"
@@ -102,20 +110,88 @@ def test_what_is_wrong_is_counted_in_distinct_images_as_the_mean_over_seeds():
     # Two copies of one image, one of them wrong, are half of a distinct image that is wrong.
     rows = [("a", "a", 0), ("a", "b", 0), ("a", "a", 1), ("b", "a", 2), ("b", "b", 3)]
     predictions = pd.DataFrame(rows, columns=["class", "prediction", "copy_group"])
-    predictions = predictions.assign(path="x", part="people", copied=False)
+    predictions = predictions.assign(path="x", part="patient", copied=False)
     mixed = pd.DataFrame(
         {"class": ["a", "a"], "prediction": ["a", "b"], "copy_group": [4, 5], "copied": [True, False]}
     )
-    first = tuning.confusions(pd.concat([predictions, mixed.assign(path="x", part="mixed")], ignore_index=True))
+    first = tuning.confusions(pd.concat([predictions, mixed.assign(path="x", part="random")], ignore_index=True))
     found = first.set_index(["part", "class", "prediction", "copied"])
-    assert found.loc[("people", "a", "b", False)].tolist() == [1, 0.5]
-    assert found.loc[("people", "a", "a", False)].tolist() == [2, 1.5]
+    assert found.loc[("patient", "a", "b", False)].tolist() == [1, 0.5]
+    assert found.loc[("patient", "a", "a", False)].tolist() == [2, 1.5]
     assert (found["images"].sum(), found["distinct"].sum()) == (7, 6)
     second = tuning.confusions(predictions.assign(prediction=predictions["class"]))
     lines = tuning.summary_of_errors(pd.concat([first.assign(seed=1), second.assign(seed=2)])).splitlines()
-    assert lines[2] == "| by patient | 4 | 0.8 (18.8%) | b for a 0.5; a for b 0.2 |"
-    assert lines[3].startswith("| image by image | ")
+    assert lines[2] == "| by patient, without a copy in training | 4 | 0.8 (18.8%) | b for a 0.5; a for b 0.2 |"
+    assert lines[3].startswith("| image by image, without a copy in training | ")
     assert lines[4].startswith("| image by image, with a copy in training | ")
+
+
+def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_path, monkeypatch):
+    for name, file in (
+        ("RESULTS", "tuning.csv"), ("CONFUSIONS", "confusions.csv"), ("PAGE", "page.md"), ("CURVE", "curve.png"),
+        ("OVERVIEW", "tuning.png"),
+    ):  # fmt: skip
+        monkeypatch.setattr(tuning, name, tmp_path / file)
+    marks = "".join(f"<!-- {name} -->\n<!-- /{name} -->\n" for name in ("tuning", "tuning-errors"))
+    tuning.PAGE.write_text(marks)
+    content = {
+        "variants": {"base": None, "half": {"share": 0.5}, "other": {"cut": 2}},
+        "learning_curve": ["half", "base"],
+        "errors": "base",
+    }
+    counted = pd.DataFrame([("base", 1, "patient", "a", "b", False, 2, 1.5)])
+    counted.columns = ["name", "seed", "part", "class", "prediction", "copied", "images", "distinct"]
+    for name, seed, patients in (("other", 1, 8), ("half", 1, 4), ("base", 1, 8), ("base", 1, 8)):  # one twice
+        rows = [
+            tuning.Result(name, part, seed, 0.9, 0.3, 0.9, 1.0, patients, 50, 1234, 20, "cpu", "abc1234")
+            for part in tuning.PARTS
+        ]
+        tuning.append(pd.DataFrame(rows), tuning.RESULTS)
+        tuning.append(counted.assign(name=name), tuning.CONFUSIONS)
+    tuning.write_pages(content)
+    page = tuning.PAGE.read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in page if line.endswith("| 20 |")] == [
+        ["| base", "1"], ["| half", "1"], ["| other", "1"],
+    ]  # fmt: skip
+    assert "| by patient, without a copy in training | 2 | 1.5 (100.0%) | a for b 1.5 |" in page
+    for file in (tuning.CURVE, tuning.OVERVIEW):
+        assert np.asarray(Image.open(file).convert("L")).std() > 10
+
+
+def test_the_curve_and_the_overview_show_every_part_and_only_their_variants():
+    rows = [
+        (name, part, seed, value + 0.01 * place, patients)
+        for name, value, patients in (("base", 0.9, 8), ("half", 0.8, 4), ("flips", 0.85, 8))
+        for place, part in enumerate(tuning.PARTS)
+        for seed in (1, 2)
+    ]
+    table = pd.DataFrame(rows, columns=["name", "part", "seed", "distinct_accuracy", "train_patients"])
+    (axes,) = tuning.learning_curve(table, ["half", "base"]).axes
+    assert [line.get_ydata().tolist() for line in axes.lines[::2]] == [
+        pytest.approx([80, 90]), pytest.approx([81, 91]), pytest.approx([82, 92]),
+    ]  # fmt: skip
+    panels = tuning.overview(table, ["base", "flips"]).axes
+    assert [panel.get_title() for panel in panels] == ["by patient", "by copy", "image by image"]
+    for place, panel in enumerate(panels):
+        mean, dots = panel.lines
+        assert mean.get_xdata() == pytest.approx([90 + place] * 2)
+        assert dots.get_xdata() == pytest.approx([90 + place, 90 + place, 85 + place, 85 + place])
+
+
+def test_the_base_is_the_committed_recipe_with_half_of_its_epochs_on_one_thread():
+    content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
+    halved = {"train.epochs": PARAMS["train"]["epochs"] // 2, "train.threads": 1}
+    base = with_overrides(PARAMS, content["base"])
+    # null stands for the network's own channels.
+    expected = with_overrides(PARAMS, halved | {"train.channels": base.train.channels})
+    assert base == expected
+    default = Architecture.of(load_params(PROJECT / "params.yaml").train, 160, 4)
+    assert Architecture.of(base.train, 160, 4) == default
+
+
+def test_the_table_has_the_columns_of_a_result():
+    columns = [field.name for field in fields(tuning.Result)]
+    assert list(pd.read_csv(PROJECT / "metrics/tuning.csv").columns) == columns
 
 
 def test_the_seeds_table_has_five_rows_a_protocol_one_of_each_first():
