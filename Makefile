@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .venv/installed: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: Python %d.%d is too old: run make with PYTHON=python3.11 or a newer one" % sys.version_info[:2])'
+	@echo 'installing into .venv: about 6 GB, some minutes, once'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	@touch $@
