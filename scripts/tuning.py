@@ -235,8 +235,8 @@ def summary(results: pd.DataFrame) -> str:
             for part in parts
         ]
         known = f"{100 * rows['train_accuracy'].mean():.1f}%"
-        epochs = f"{rows['epochs'].mean():.0f}"
-        lines.append([name, str(len(parts[0])), *cells, known, f"{rows['parameters'].iloc[0]:,}", epochs])
+        parameters, epochs = rows[["parameters", "epochs"]].iloc[0]
+        lines.append([name, str(len(parts[0])), *cells, known, f"{parameters:,}", str(epochs)])
     header = ["variant", "seeds", *PARTS.values(), "training images right", "parameters", "epochs"]
     return pages.table(header, lines)
 
@@ -344,7 +344,7 @@ def write_pages(content: dict) -> None:
     """Write the tables and plots of what has been trained, the variants in the order of tuning.yaml."""
     order = list(content["variants"])
     # Two processes that trained the same, or one that was killed between two files, leave rows twice.
-    results = pd.read_csv(RESULTS).drop_duplicates(["name", "seed", "part"])
+    results = read_results().drop_duplicates(["name", "seed", "part"])
     results = results.sort_values("name", key=lambda names: names.map(order.index), kind="stable")
     counted = pd.read_csv(CONFUSIONS).drop_duplicates(["name", "seed", "part", "class", "prediction", "copied"])
     errors = summary_of_errors(counted[counted["name"] == content["errors"]])
