@@ -13,8 +13,7 @@ from pathlib import Path
 
 from braintumor.device import processor
 from braintumor.pages import fill_file, table
-from scripts import run_script
-from scripts.demo import PROJECT
+from scripts import PROJECT, run_script
 
 # A child's peak begins at its parent's size, so a small process stands between.
 RUNNER = """

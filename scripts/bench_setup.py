@@ -20,7 +20,7 @@ from braintumor.params import Train, load_params, pick
 from braintumor.phantom import CLASSES, make_phantom
 from braintumor.tables import TRAINING
 from braintumor.training import Recipe, Training
-from scripts.demo import PROJECT
+from scripts import PROJECT
 
 # The seed's settings for its largest network; what the seed does not have is off.
 SEED_PARAMS = {

@@ -27,10 +27,9 @@ from braintumor.images import load_squares
 from braintumor.split import assign_subsets
 from braintumor.tables import TEST, TRAIN, TRAINING, read_table
 from braintumor.training import WeightAverage, predict
-from scripts import bench, bench_report
+from scripts import PROJECT, bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
 from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, feed, interleaved, make_training
-from scripts.demo import PROJECT
 from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader, seed_network
 from stages import workers
 

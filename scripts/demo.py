@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-PROJECT = Path(__file__).resolve().parent.parent
+from scripts import PROJECT
+
 DVC = [sys.executable, "-m", "dvc"]  # of the environment that runs this, whatever PATH says
 MEASURED = "seeds.csv", "latency.json"  # beside the pipeline, dependencies of the report
 # Small enough for two minutes on two cores.

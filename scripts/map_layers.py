@@ -23,8 +23,7 @@ from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import VALIDATION, read_images, read_table
 from braintumor.training import predict
 from braintumor.weights import load_model
-from scripts import run_script
-from scripts.demo import PROJECT
+from scripts import PROJECT, run_script
 
 PAGE = PROJECT / "docs/explanation.md"
 BLOCKS = 5  # the last ones are compared

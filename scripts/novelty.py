@@ -34,8 +34,7 @@ from braintumor.provenance import checksum
 from braintumor.results import number_with_interval, with_interval
 from braintumor.tables import TEST, TRAIN, VALIDATION, read_images, read_table
 from braintumor.weights import load_model
-from scripts import run_script
-from scripts.demo import PROJECT
+from scripts import PROJECT, run_script
 
 PAGE = PROJECT / "docs/using.md"
 # Not its drawn head, its chessboards and colour charts, nor what is smaller than our images.

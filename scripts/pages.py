@@ -30,8 +30,7 @@ from braintumor.results import (
     with_interval,
 )
 from braintumor.sections import CALIBRATED, NAMES
-from scripts import run_script
-from scripts.demo import PROJECT
+from scripts import PROJECT, run_script
 
 PAGES = "README.md", "docs/evaluation.md", "docs/explanation.md", "docs/training.md"
 SUBSETS = {

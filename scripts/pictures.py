@@ -13,7 +13,7 @@ from playwright.sync_api import sync_playwright
 from braintumor import plots
 from braintumor.images import read_image, resize_square
 from braintumor.phantom import CLASSES, make_phantom
-from scripts.demo import PROJECT
+from scripts import PROJECT
 
 REPORT = PROJECT / "demo" / "report" / "index.html"
 

@@ -24,9 +24,8 @@ from braintumor.device import processor
 from braintumor.models import Architecture, count_parameters
 from braintumor.pages import fill_file, table
 from braintumor.params import load_params
+from scripts import PROJECT, run_script
 from scripts import rates as measured
-from scripts import run_script
-from scripts.demo import PROJECT
 from scripts.rates import Step
 from stages import workers
 

@@ -19,8 +19,7 @@ from braintumor.params import load_params, without_later
 from braintumor.results import read_scores
 from braintumor.study import STUDY, read_same_results, with_same_results
 from braintumor.tables import write_table
-from scripts import run_script
-from scripts.demo import PROJECT
+from scripts import PROJECT, run, run_script
 
 RESULTS = PROJECT / "metrics" / "seeds.csv"
 PAGE = PROJECT / "docs" / "training.md"
@@ -52,14 +51,6 @@ def wanted(seed: int) -> list[tuple[str, str, int, int]]:
             ("copy_free", "patient", seed + number, 0),
         )
     ]
-
-
-def run(*command: str) -> str:
-    """Run a command in the project; end with what it says if it fails."""
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(command)} failed: {(done.stdout + done.stderr).strip()[-2000:]}")
-    return done.stdout
 
 
 def run_row(row: tuple[str, str, int, int]) -> dict:

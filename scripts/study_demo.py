@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 
-from scripts.demo import DVC, PROJECT, prepare
+from scripts import PROJECT
+from scripts.demo import DVC, prepare
 
 FOLDER = PROJECT / "study-demo"
 OVERRIDES = {

@@ -31,9 +31,7 @@ from braintumor.plots import COLOURS, save
 from braintumor.split import assign_subsets
 from braintumor.tables import TEST, TRAIN, UNUSED, VALIDATION, read_images, read_table
 from braintumor.training import Recipe, predict
-from scripts import run_script
-from scripts.demo import PROJECT
-from scripts.seeds import run
+from scripts import PROJECT, run, run_script
 from stages import workers
 
 VARIANTS = PROJECT / "tuning.yaml"

@@ -21,8 +21,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from scripts import run_script
-from scripts.demo import DVC, OVERRIDES, PROJECT
+from scripts import PROJECT, run_script
+from scripts.demo import DVC, OVERRIDES
 
 IDENTICAL, WITHIN, DIFFERENT = "identical", "within tolerance", "different"
 TOLERANCE = 0.02  # of shares such as accuracies, absolute
