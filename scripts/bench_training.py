@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
@@ -25,7 +26,7 @@ from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
 from braintumor.split import assign_subsets
-from braintumor.tables import TEST, TRAIN, TRAINING, read_table
+from braintumor.tables import TEST, TESTING, TRAIN, TRAINING, VALIDATION, read_table
 from braintumor.training import WeightAverage, predict
 from scripts import PROJECT, bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
@@ -61,16 +62,56 @@ def against_seed(shared: Bench, results: dict) -> dict:
     }
 
 
+def read_manifest(shared: Bench) -> pd.DataFrame:
+    """Read the table of the whole dataset, which some sections train on."""
+    data = shared.folder / "data"
+    if not (data / "manifest.csv").exists() or not (data / "raw").exists():
+        raise LeftOut("needs data/raw and data/manifest.csv; run make repro first")
+    return read_table(data / "manifest.csv")
+
+
+def cut(shared: Bench, table: pd.DataFrame, protocol: str) -> pd.Series:
+    """Cut the dataset with the settings of params.yaml, but by some protocol."""
+    split = shared.params.split
+    return assign_subsets(table, protocol, split.folds, split.fold, split.validation_folds, split.seed)
+
+
+def whole_seed(shared: Bench, results: dict) -> dict:
+    """Train the seed's largest network in the seed's way and protocol to its accuracy, for over an hour."""
+    network, table = shared.networks["cnn3"], read_manifest(shared)
+    subset, scaled = cut(shared, table, "seed"), shared.training(network).train
+    train, validation = (
+        make_loader(
+            shared.raw / folder,
+            [shared.raw / path for path in table["path"][subset == name]],
+            network.size,
+            network.train.batch_size,
+            scaled.mean,
+            scaled.deviation,
+            training=name == TRAIN,
+        )
+        for folder, name in ((TRAINING, TRAIN), (TESTING, VALIDATION))
+    )
+    training = SeedTraining(seed_network(network.build()), train, shared.device)
+    curve: list[tuple[float, float]] = []
+    accuracy, start = 0.0, time.perf_counter()
+    while len(curve) < EPOCHS and accuracy < bench_report.REACHED:
+        training.run_epoch()
+        accuracy = training.score(validation)
+        curve.append((time.perf_counter() - start, accuracy))
+        print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
+    return {"images": len(train.dataset), "validation_images": len(validation.dataset), "curve": curve}
+
+
 def to_accuracy(shared: Bench, results: dict) -> dict:
     """Train the default network in the seed's protocol to its accuracy, and by patient to the end."""
     data, params, network = shared.folder / "data", shared.params, shared.networks["default"]
-    if not (data / "manifest.csv").exists() or not (data / "raw").exists():
-        raise LeftOut("needs data/raw and data/manifest.csv; run make repro first")
+    table = read_manifest(shared)
     if "images_per_second" not in results.get("seed", {}):
         raise LeftOut("needs the seed's speed; run the section seed first")
     if params.train.lr == "auto":
         raise LeftOut("needs a number for train.lr in params.yaml")
-    table, squares = read_table(data / "manifest.csv"), shared.temporary / "squares.npy"
+    squares = shared.temporary / "squares.npy"
     files = [data / "raw" / path for path in table["path"]]
     section = params.preprocess
     decoding = clock(
@@ -79,8 +120,7 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
     )
     if params.split.group_by == "copy":
         table["group"] = table["copy_group"]
-    cut = params.split.folds, params.split.fold, params.split.validation_folds, params.split.seed
-    subsets = {protocol: assign_subsets(table, protocol, *cut) for protocol in ("seed", "grouped")}
+    subsets = {protocol: cut(shared, table, protocol) for protocol in ("seed", "grouped")}
 
     def train(protocol: str, enough: float = np.inf) -> list[tuple[float, float, float]]:
         """Return the curve of a training, to an epoch with enough validation accuracy.
@@ -299,12 +339,14 @@ def train_alone(file: Path, shared: Bench) -> None:
 
 SECTIONS = {
     "seed": against_seed,
+    "whole_seed": whole_seed,
     "time": to_accuracy,
     "feeding": feeding,
     "arithmetic": arithmetic,
     "switches": switches,
     "memory": memory,
 }
+LONG = {"whole_seed"}  # runs only where it is named
 
 
 def machine(shared: Bench) -> str:
@@ -355,6 +397,6 @@ if __name__ == "__main__":
         if arguments.child:
             train_alone(arguments.child, Bench(arguments.folder, Path(), effort))
         else:
-            main(arguments.folder, arguments.only or list(SECTIONS), effort)
+            main(arguments.folder, arguments.only or [name for name in SECTIONS if name not in LONG], effort)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -16,7 +16,13 @@ EPOCHS = 10  # after which the seed reports 93% of its validation set, for its l
 
 
 def make_loader(
-    folder: Path, files: Collection[Path], size: int, batch_size: int, mean: float, deviation: float
+    folder: Path,
+    files: Collection[Path],
+    size: int,
+    batch_size: int,
+    mean: float,
+    deviation: float,
+    training: bool = True,
 ) -> DataLoader:
     """Make the seed's loader: every image is read, resized and augmented by Pillow each time it is used.
 
@@ -31,21 +37,26 @@ def make_loader(
     batch_size : int
     mean, deviation : float
         Normalisation, on a scale of 0 to 1.
+    training : bool
+        False: all images in their order, without augmentation, as validation reads them.
     """
+    augmentation = [
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomAffine(degrees=0, translate=(0.1, 0.1)),
+        transforms.ColorJitter(brightness=0.2),
+        transforms.RandomRotation(10),
+    ]
     transform = transforms.Compose(
         [
             transforms.Resize((size, size)),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomAffine(degrees=0, translate=(0.1, 0.1)),
-            transforms.ColorJitter(brightness=0.2),
-            transforms.RandomRotation(10),
+            *(augmentation if training else []),
             transforms.ToTensor(),
             transforms.Normalize([mean] * 3, [deviation] * 3),
         ]
     )
     used = set(files)
     images = ImageFolder(str(folder), transform, is_valid_file=lambda path: Path(path) in used, allow_empty=True)
-    return DataLoader(images, batch_size, shuffle=True, drop_last=True, num_workers=0)
+    return DataLoader(images, batch_size, shuffle=training, drop_last=training, num_workers=0)
 
 
 def seed_network(ours: CNN) -> nn.Module:
@@ -94,3 +105,13 @@ class SeedTraining:
             seen += len(labels)
         torch.use_deterministic_algorithms(exact, warn_only=True)
         return loss_sum / seen, right / seen
+
+    def score(self, loader: DataLoader) -> float:
+        """Return the accuracy on every image of a loader."""
+        self.model.eval()
+        right = seen = 0
+        with torch.no_grad():
+            for images, labels in loader:
+                right += (self.model(images.to(self.device)).argmax(1) == labels.to(self.device)).sum().item()
+                seen += len(labels)
+        return right / seen
