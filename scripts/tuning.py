@@ -8,6 +8,7 @@ side by side on different names.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -50,6 +51,8 @@ class Result:
 
     Attributes
     ----------
+    changes : str
+        What the variant changes, as JSON.
     part : str
         See `three_ways`.
     distinct_accuracy : float
@@ -63,6 +66,7 @@ class Result:
     """
 
     name: str
+    changes: str
     part: str
     seed: int
     distinct_accuracy: float
@@ -131,13 +135,13 @@ def make_images(table: pd.DataFrame, preprocess: Preprocess) -> np.ndarray:
 
 
 def run_variant(
-    name: str, params: Params, cut: int, share: float, commit: str
+    name: str, changes: str, params: Params, cut: int, share: float, commit: str
 ) -> tuple[list[Result], pd.DataFrame]:
     """Train with some params and score the newest averaged weights on the three parts of the validation images.
 
     Parameters
     ----------
-    name : str
+    name, changes : str
     params : Params
     cut : int
         See `three_ways`.
@@ -184,19 +188,20 @@ def run_variant(
         weight = 1 / rows.groupby("copy_group")["path"].transform("size").to_numpy()
         results.append(
             Result(
-                name,
-                part,
-                train.seed,
-                round(float(np.average(right[rows.index], weights=weight)), 4),
-                round(float(np.average(losses[rows.index], weights=weight)), 4),
-                round(float(right[rows.index].mean()), 4),
-                round(epoch.train.accuracy, 4),
-                trained["patient"].nunique(),
-                len(sets.train),
-                count_parameters(training.model),
-                train.epochs,
-                str(describe_environment(device, training.precision)["device"]),
-                commit,
+                name=name,
+                changes=changes,
+                part=part,
+                seed=train.seed,
+                distinct_accuracy=round(float(np.average(right[rows.index], weights=weight)), 4),
+                distinct_loss=round(float(np.average(losses[rows.index], weights=weight)), 4),
+                accuracy=round(float(right[rows.index].mean()), 4),
+                train_accuracy=round(epoch.train.accuracy, 4),
+                train_patients=trained["patient"].nunique(),
+                train_images=len(sets.train),
+                parameters=count_parameters(training.model),
+                epochs=train.epochs,
+                device=str(describe_environment(device, training.precision)["device"]),
+                commit=commit,
             )
         )
     return results, predictions
@@ -327,10 +332,27 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, flo
     return runs
 
 
-def read_results() -> pd.DataFrame:
-    """Return the rows of what has been trained so far."""
+def changes_of(content: dict) -> dict[str, str]:
+    """Return what each variant changes, as the table has it."""
+    return {name: json.dumps(variant or {}, sort_keys=True) for name, variant in content["variants"].items()}
+
+
+def read_results(changes: dict[str, str]) -> pd.DataFrame:
+    """Return the rows of what has been trained so far.
+
+    Raises
+    ------
+    UserError
+        If a row is of no variant, or of one that changes something else now.
+    """
     columns = [field.name for field in fields(Result)]
-    return pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=columns)
+    table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=columns)
+    for name, own in table.groupby("name")["changes"].unique().items():
+        if [changes.get(name)] != list(own):
+            raise UserError(
+                f"{RESULTS}: {name} is no variant of {VARIANTS}, or of other settings: delete its rows"
+            )
+    return table
 
 
 def append(table: pd.DataFrame, file: Path) -> None:
@@ -341,8 +363,9 @@ def append(table: pd.DataFrame, file: Path) -> None:
 def write_pages(content: dict) -> None:
     """Write the tables and plots of what has been trained, the variants in the order of tuning.yaml."""
     order = list(content["variants"])
+    results = read_results(changes_of(content))
     # Two processes that trained the same, or one that was killed between two files, leave rows twice.
-    results = read_results().drop_duplicates(["name", "seed", "part"])
+    results = results.drop_duplicates(["name", "seed", "part"])
     results = results.sort_values("name", key=lambda names: names.map(order.index), kind="stable")
     counted = pd.read_csv(CONFUSIONS).drop_duplicates(["name", "seed", "part", "class", "prediction", "copied"])
     errors = summary_of_errors(counted[counted["name"] == content["errors"]])
@@ -361,9 +384,10 @@ def main() -> None:
     arguments = parser.parse_args()
     content = read_settings(VARIANTS)
     runs = read_variants(content)
-    unknown = {*arguments.names, *read_results()["name"]} - set(content["variants"])
-    if unknown:
-        sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}, as named here or in {RESULTS}")
+    changes = changes_of(content)
+    read_results(changes)
+    if unknown := set(arguments.names) - set(changes):
+        sys.exit(f"error: {VARIANTS} has no variant {', '.join(sorted(unknown))}")
     if run("git", "status", "--porcelain", "--", "braintumor", "stages", "scripts", "params.yaml", VARIANTS.name):
         sys.exit("error: commit the code and tuning.yaml first: each row of the table names its commit")
     commit = run("git", "rev-parse", "--short", "HEAD").strip()
@@ -371,10 +395,10 @@ def main() -> None:
         if arguments.names and name not in arguments.names:
             continue
         for seed in content["seeds"]:
-            done = read_results()
+            done = read_results(changes)
             if ((done["name"] == name) & (done["seed"] == seed)).any():
                 continue
-            found, predictions = run_variant(name, *runs[name, seed], commit)
+            found, predictions = run_variant(name, changes[name], *runs[name, seed], commit)
             counted = confusions(predictions)
             # A row is done once the results have it, so these come last.
             append(counted.assign(name=name, seed=seed)[["name", "seed", *counted.columns]], CONFUSIONS)

@@ -25,7 +25,7 @@ def test_every_variant_is_one_that_the_params_allow():
             section, param = name.split(".")
             assert getattr(getattr(changed, section), param) == value
     assert {*content["learning_curve"], content["errors"]} <= set(content["variants"])
-    assert set(pd.read_csv(PROJECT / "metrics/tuning.csv")["name"]) <= set(content["variants"])
+    assert len(tuning.read_results(tuning.changes_of(content)))  # an error where a row is of other settings
 
 
 def test_a_misspelt_override_is_an_error():
@@ -139,11 +139,15 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
         "learning_curve": ["half", "base"],
         "errors": "base",
     }
+    changes = tuning.changes_of(content)
+    assert changes == {"base": "{}", "half": '{"share": 0.5}', "other": '{"cut": 2}'}
     counted = pd.DataFrame([("base", 1, "patient", "a", "b", False, 2, 1.5)])
     counted.columns = ["name", "seed", "part", "class", "prediction", "copied", "images", "distinct"]
     for name, seed, patients in (("other", 1, 8), ("half", 1, 4), ("base", 1, 8), ("base", 1, 8)):  # one twice
         rows = [
-            tuning.Result(name, part, seed, 0.9, 0.3, 0.9, 1.0, patients, 50, 1234, 20, "cpu", "abc1234")
+            tuning.Result(
+                name, changes[name], part, seed, 0.9, 0.3, 0.9, 1.0, patients, 50, 1234, 20, "cpu", "abc"
+            )
             for part in tuning.PARTS
         ]
         tuning.append(pd.DataFrame(rows), tuning.RESULTS)
@@ -156,6 +160,10 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
     assert "| by patient, without a copy in training | 2 | 1.5 (100.0%) | a for b 1.5 |" in page
     for file in (tuning.CURVE, tuning.OVERVIEW):
         assert np.asarray(Image.open(file).convert("L")).std() > 10
+    # A row of settings that are not those of its name now stands for nothing.
+    for variants in ({"half": {"share": 0.25}}, {"third": {"share": 0.5}}):
+        with pytest.raises(UserError, match=r"half is no variant of .*, or of other settings: delete its rows"):
+            tuning.read_results(tuning.changes_of({"variants": {"base": None, "other": {"cut": 2}} | variants}))
 
 
 def test_the_curve_and_the_overview_show_every_part_and_only_their_variants():
