@@ -33,6 +33,11 @@ def fingerprint(files: list[Path], *values: object) -> str:
 def claim(folder: Path) -> FileLock:
     """Let no other process train in a folder until `release`, or until this process ends, whatever ends it.
 
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing; gets a file ``lock`` with the number of this process.
+
     Raises
     ------
     UserError

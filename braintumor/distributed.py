@@ -38,6 +38,11 @@ class Ranks:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
+    @property
+    def steps_to_answer(self) -> int:
+        """Steps that an answer of `greatest` may take: gloo's goes from one process to the next, twice round."""
+        return max(1, self.count // 8)
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of all processes' tensors of one shape."""
         if self.count > 1:
@@ -107,7 +112,7 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     """
     if not dist.is_torchelastic_launched():
         for name in STARTED:
-            if int(os.environ.get(name, "1")) > 1:
+            if os.environ.get(name, "") not in ("", "1"):
                 raise UserError(
                     f"train.launcher: {os.environ[name]} processes were started ({name}), but not by torchrun: "
                     f"each would train alone; see docs/scaling.md for the launcher, or, if this is the only one, "

@@ -156,7 +156,8 @@ def _check_classes(table: pd.DataFrame, subset: np.ndarray) -> None:
                 rows = table[table["class"] == label]
                 raise UserError(
                     f"split: class {label} has no image in the {name} set; its {len(rows)} images in "
-                    f"{rows['group'].nunique()} groups need fewer folds, another protocol or more groups"
+                    f"{rows['group'].nunique()} groups need a lower split.folds or split.validation_folds, "
+                    "another split.protocol or more groups"
                 )
 
 

@@ -294,7 +294,7 @@ class Training:
         What has been done so far.
     stopping : int
         Set it, to a signal's number for example, and `run_epoch` stops before the next step; where several
-        processes train, all of them before the same one.
+        processes train, all of them before the same one, with many a few steps later.
 
     Raises
     ------
@@ -442,10 +442,11 @@ class Training:
         losses, predictions, labels = self._begun
         answer = self._ask()
         for step, ((images, target), rate) in enumerate(zip(batches, rates, strict=True), start=first):
-            if self._take_in(answer):
-                self._keep_generator()
-                raise Stopped
-            answer = self._ask()  # several processes answer while they train
+            if (step - first) % self.ranks.steps_to_answer == 0:
+                if self._take_in(answer):
+                    self._keep_generator()
+                    raise Stopped
+                answer = self._ask()  # several processes answer while they train
             set_rate(self.optimizer, rate)
             self.average.weight.fill_(newest_weight(self.recipe.averaging, step))
             if self.graphs and self._graph is None:

@@ -21,6 +21,7 @@ from torchvision.models import resnet50
 
 from braintumor import plots
 from braintumor.device import processor
+from braintumor.distributed import Ranks
 from braintumor.models import Architecture, count_parameters
 from braintumor.pages import fill_file, table
 from braintumor.params import load_params
@@ -49,6 +50,7 @@ ASSUMED = {
     "nvlink": (450, 1e9, "GB/s between cards of one machine, one way", H100),
     "infiniband": (50, 1e9, "GB/s of each card's port (400 Gb/s) to other machines", DGX),
     "hop": (10, 1e-6, "µs of one message of an all-reduce", "guess"),
+    "asked": (100, 1e-6, "µs of one message of gloo's, from process to process", "guess"),
     "one_memory": (256, 1e9, "GB of main memory in a machine with one card", "guess"),
     "node_memory": (2000, 1e9, "GB of main memory in a machine with eight", DGX),
     "read": (100, 1e-6, "µs until an NVMe disk answers", "guess"),
@@ -189,6 +191,9 @@ def step_seconds(design: Design, images: float, batch: float, work: Work) -> dic
     if design.ranks > 1:
         bandwidth = A["infiniband" if design.nodes > 1 else "nvlink"]
         busy["network"] = all_reduce_seconds(work.gradient_bytes, design.ranks, bandwidth)
+        # Whether one of them has been told to stop goes round twice, through gloo.
+        asked = 2 * (design.ranks - 1) * A["asked"]
+        busy["asking"] = asked / Ranks(0, design.ranks).steps_to_answer
     return busy
 
 

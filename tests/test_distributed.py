@@ -124,12 +124,14 @@ def test_gradients_that_cannot_be_dealt_out_are_one_line(checkout):
 
 @pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_processes_that_something_else_has_started_do_not_each_train_alone(monkeypatch, name):
-    monkeypatch.setenv(name, "8")
-    with pytest.raises(UserError, match=rf"^train.launcher: 8 processes were started \({name}\)"):
-        joined(torch.device("cpu")).__enter__()
-    monkeypatch.setenv(name, "1")
-    with joined(torch.device("cpu")) as ranks:
-        assert ranks == ALONE
+    for many in ("8", "eight"):
+        monkeypatch.setenv(name, many)
+        with pytest.raises(UserError, match=rf"^train.launcher: {many} processes were started \({name}\)"):
+            joined(torch.device("cpu")).__enter__()
+    for alone in ("1", ""):
+        monkeypatch.setenv(name, alone)
+        with joined(torch.device("cpu")) as ranks:
+            assert ranks == ALONE
 
 
 def test_synchronised_norms_need_a_gpu(checkout):

@@ -88,6 +88,8 @@ def test_all_processes_share_a_disk_and_sum_gradients_between_machines():
     assert busy["disk"] == pytest.approx(64 * 10 * 0.58 * 1e5 / 1e8)
     assert busy["row reads"] == pytest.approx(1000 * A["launch"] + 10 * (0.58 * 1e-3 + 0.42 * 1e-5))
     assert busy["network"] == pytest.approx(scaling.all_reduce_seconds(1e6, 64, A["infiniband"]))
+    assert busy["asking"] == pytest.approx(126 * A["asked"] / 8)  # 64 processes answer within eight steps
+    assert scaling.step_seconds(replace(eight, nodes=1), 2e5, 10, WORK)["asking"] == pytest.approx(14 * A["asked"])
 
 
 def test_an_epoch_lasts_as_its_busiest_resource_and_its_bookkeeping():

@@ -294,6 +294,34 @@ def test_a_training_goes_on_amid_an_epoch_as_if_it_had_never_stopped(optimizer, 
             assert torch.equal(value, training.best_weights[name]), name
 
 
+def test_where_an_answer_takes_steps_a_training_stops_at_the_next_one():
+    class Many(Ranks):
+        steps_to_answer = 4
+
+    half = train(epochs=0)
+    half.ranks = Many()
+    shuffled = half.train.shuffled
+
+    def told_amid(*arguments):
+        for number, batch in enumerate(shuffled(*arguments)):
+            half.stopping = 15 if number >= 5 else 0
+            yield batch
+
+    half.train.shuffled = told_amid
+    with pytest.raises(Stopped):
+        half.run_epoch()
+    assert (half.begun, half.stopping) == (8, 15)
+    again, whole = train(state=half.state()), train()
+    assert again.epochs == whole.epochs
+    for name, value in whole.best_weights.items():
+        assert torch.equal(value, again.best_weights[name]), name
+
+
+@pytest.mark.parametrize(("processes", "steps"), [(1, 1), (2, 1), (15, 1), (16, 2), (64, 8)])
+def test_the_more_processes_ask_each_other_the_more_steps_an_answer_may_take(processes, steps):
+    assert Ranks(0, processes).steps_to_answer == steps
+
+
 def test_an_epoch_that_one_process_began_is_dealt_out_to_two():
     half = train(epochs=1)
     stop_after(half, 3)
