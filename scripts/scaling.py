@@ -50,7 +50,7 @@ ASSUMED = {
     "nvlink": (450, 1e9, "GB/s between cards of one machine, one way", H100),
     "infiniband": (50, 1e9, "GB/s of each card's port (400 Gb/s) to other machines", DGX),
     "hop": (10, 1e-6, "µs of one message of an all-reduce", "guess"),
-    "asked": (100, 1e-6, "µs of one message of gloo's, from process to process", "guess"),
+    "asked": (200, 1e-6, "µs of one message of gloo's (190 once between two processes of one CPU)", "guess"),
     "one_memory": (256, 1e9, "GB of main memory in a machine with one card", "guess"),
     "node_memory": (2000, 1e9, "GB of main memory in a machine with eight", DGX),
     "read": (100, 1e-6, "µs until an NVMe disk answers", "guess"),
