@@ -79,16 +79,14 @@ def cut(shared: Bench, table: pd.DataFrame, protocol: str) -> pd.Series:
 def whole_seed(shared: Bench, results: dict) -> dict:
     """Train the seed's largest network in the seed's way and protocol to its accuracy, for over an hour."""
     network, table = shared.networks["cnn3"], read_manifest(shared)
-    subset, scaled = cut(shared, table, "seed"), shared.training(network).train
+    subset = cut(shared, table, "seed")
+    files = {name: [shared.raw / path for path in table["path"][subset == name]] for name in (TRAIN, VALIDATION)}
+    squares = shared.temporary / "squares.npy"
+    load_squares(files[TRAIN], squares, network.size, False, False, workers())
+    scale = measure(np.load(squares, mmap_mode="r"), np.arange(len(files[TRAIN])))
     train, validation = (
         make_loader(
-            shared.raw / folder,
-            [shared.raw / path for path in table["path"][subset == name]],
-            network.size,
-            network.train.batch_size,
-            scaled.mean,
-            scaled.deviation,
-            training=name == TRAIN,
+            shared.raw / folder, files[name], network.size, network.train.batch_size, *scale, name == TRAIN
         )
         for folder, name in ((TRAINING, TRAIN), (TESTING, VALIDATION))
     )
@@ -100,7 +98,8 @@ def whole_seed(shared: Bench, results: dict) -> dict:
         accuracy = training.score(validation)
         curve.append((time.perf_counter() - start, accuracy))
         print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
-    return {"images": len(train.dataset), "validation_images": len(validation.dataset), "curve": curve}
+    images = {"images": len(train.dataset), "validation_images": len(validation.dataset)}
+    return images | {"normalised_by": len(files[TRAIN]), "mean": scale[0], "deviation": scale[1], "curve": curve}
 
 
 def to_accuracy(shared: Bench, results: dict) -> dict:
@@ -347,6 +346,7 @@ SECTIONS = {
     "memory": memory,
 }
 LONG = {"whole_seed"}  # runs only where it is named
+USUAL = [name for name in SECTIONS if name not in LONG]
 
 
 def machine(shared: Bench) -> str:
@@ -397,6 +397,6 @@ if __name__ == "__main__":
         if arguments.child:
             train_alone(arguments.child, Bench(arguments.folder, Path(), effort))
         else:
-            main(arguments.folder, arguments.only or [name for name in SECTIONS if name not in LONG], effort)
+            main(arguments.folder, arguments.only or USUAL, effort)
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -52,7 +52,7 @@ class Result:
     Attributes
     ----------
     changes : str
-        What the variant changes, as JSON.
+        What the variant changes in the base, as JSON.
     part : str
         See `three_ways`.
     distinct_accuracy : float
@@ -347,10 +347,13 @@ def read_results(changes: dict[str, str]) -> pd.DataFrame:
     """
     columns = [field.name for field in fields(Result)]
     table = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=columns)
+    if list(table.columns) != columns:
+        raise UserError(f"{RESULTS}: its columns are not {', '.join(columns)}: delete it and {CONFUSIONS}")
     for name, own in table.groupby("name")["changes"].unique().items():
         if [changes.get(name)] != list(own):
             raise UserError(
-                f"{RESULTS}: {name} is no variant of {VARIANTS}, or of other settings: delete its rows"
+                f"{RESULTS}: {name} is no variant of {VARIANTS}, or changes something else there: delete its "
+                f"rows, and those in {CONFUSIONS}"
             )
     return table
 

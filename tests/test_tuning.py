@@ -162,8 +162,11 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
         assert np.asarray(Image.open(file).convert("L")).std() > 10
     # A row of settings that are not those of its name now stands for nothing.
     for variants in ({"half": {"share": 0.25}}, {"third": {"share": 0.5}}):
-        with pytest.raises(UserError, match=r"half is no variant of .*, or of other settings: delete its rows"):
+        with pytest.raises(UserError, match=r"half is no variant of .*, or changes something else there"):
             tuning.read_results(tuning.changes_of({"variants": {"base": None, "other": {"cut": 2}} | variants}))
+    tuning.RESULTS.write_text("name,part\nbase,patient\n")
+    with pytest.raises(UserError, match=r"tuning.csv: its columns are not name, changes, part"):
+        tuning.read_results(changes)
 
 
 def test_the_curve_and_the_overview_show_every_part_and_only_their_variants():
