@@ -168,13 +168,13 @@ with its settings in our loop a training has it within ten ([study.md](study.md#
 
 def compare_times(wanted: float, theirs: list, ours: list, reading: float) -> tuple[str, ...]:
     """Return a row of both sides' times to an accuracy; `reading` is what comes before ours."""
-    seconds = time_to(theirs, wanted), time_to(ours, wanted)
-    gain = ""
-    if seconds[1] is not None:
-        seconds = seconds[0], seconds[1] + reading
+    their_seconds, our_seconds, gain = time_to(theirs, wanted), time_to(ours, wanted), ""
+    if our_seconds is not None:
+        our_seconds += reading
         # A training that never has it takes longer than all of its epochs.
-        gain = f"{'' if seconds[0] else 'over '}{(seconds[0] or theirs[-1][0]) / seconds[1]:.1f} times"
-    sides = (duration(value) if value else "not reached" for value in seconds)
+        least = their_seconds or theirs[-1][0]
+        gain = f"{'' if their_seconds else 'over '}{least / our_seconds:.1f} times"
+    sides = (duration(seconds) if seconds else "not reached" for seconds in (their_seconds, our_seconds))
     return percent(wanted), *sides, gain, "at least 30 times" if wanted == REACHED else ""
 
 
