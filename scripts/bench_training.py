@@ -99,7 +99,7 @@ def whole_seed(shared: Bench, results: dict) -> dict:
         curve.append((time.perf_counter() - start, accuracy))
         print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
     images = {"images": len(train.dataset), "validation_images": len(validation.dataset)}
-    return images | {"normalised_by": len(files[TRAIN]), "mean": scale[0], "deviation": scale[1], "curve": curve}
+    return images | {"mean": scale[0], "deviation": scale[1], "curve": curve}
 
 
 def to_accuracy(shared: Bench, results: dict) -> dict:
