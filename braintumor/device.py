@@ -1,5 +1,6 @@
 """What a training runs on: the device and the numbers' type."""
 
+import ctypes
 import os
 import platform
 import re
@@ -46,6 +47,20 @@ def choose_device(name: str, threads: int, number: int = 0, count: int = 1) -> t
         )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next step, where it is glibc.
+
+    Of itself glibc hands each block of over 32 MiB back to the system when it is freed, and the features of a
+    batch are such blocks: the system would clear their pages anew at every step. See ``mallopt(3)``; other C
+    libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # the numbers of malloc.h
+        mallopt(mmap_max, 0)  # no block apart from the heap
+        mallopt(trim_threshold, -1)  # and the heap never gets smaller
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

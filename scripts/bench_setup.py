@@ -4,8 +4,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +160,41 @@ def make_training(
     """Set a training up as the stage does, but with some changes to the recipe."""
     recipe, augmentation = replace(pick(Recipe, network.train), **changes), pick(Augmentation, network.train)
     return Training(network.build(), train, validation, augmentation, recipe, precision, compiled=compiled)
+
+
+class Elsewhere:
+    """A training in a process of its own, whose C library hands freed memory back as that of any program does.
+
+    Its methods are called there, one after the other; a ``with`` ends the process.
+
+    Parameters
+    ----------
+    make : callable
+        Makes it there; it and its arguments travel, the training does not.
+    *args
+    """
+
+    def __init__(self, make: Callable[..., object], *args: object) -> None:
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _settle, (make, args))
+
+    def __getattr__(self, name: str) -> Callable[[], object]:
+        return lambda: self._pool.submit(_call, name).result()
+
+    def __enter__(self) -> "Elsewhere":
+        self._pool.submit(int).result()  # the process has started and made it
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+
+def _settle(make: Callable[..., object], args: tuple) -> None:
+    global _settled
+    _settled = make(*args)
+
+
+def _call(method: str) -> object:
+    return getattr(_settled, method)()
 
 
 def feed(batches: Iterable) -> None:

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from braintumor.batches import Augmentation, Batches, make_sets, measure, resident_limit
-from braintumor.device import processor
+from braintumor.device import keep_freed_memory, processor
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
 from braintumor.split import assign_subsets
 from braintumor.tables import TEST, TESTING, TRAIN, TRAINING, VALIDATION, read_table
-from braintumor.training import WeightAverage, predict
+from braintumor.training import Training, WeightAverage, predict
 from scripts import PROJECT, bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
-from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, feed, interleaved, make_training
+from scripts.bench_setup import QUICK, Bench, Effort, Elsewhere, Network, clock, feed, interleaved, make_training
 from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader, seed_network
 from stages import workers
 
@@ -39,19 +39,43 @@ class LeftOut(Exception):  # noqa: N818, no error
     """A section cannot be measured here; the message says what it lacks."""
 
 
+def train_as_seed(
+    network: Network,
+    raw: Path,
+    files: dict[str, list[Path]],
+    scale: tuple[float, float],
+    device: torch.device,
+) -> SeedTraining:
+    """Set the seed's training up on some images, by subset, normalised by a mean and a deviation."""
+    torch.set_num_threads(network.train.threads)
+    train, validation = (
+        make_loader(raw / folder, own, network.size, network.train.batch_size, *scale, training=name == TRAIN)
+        if (own := files.get(name))
+        else None
+        for folder, name in ((TRAINING, TRAIN), (TESTING, VALIDATION))
+    )
+    return SeedTraining(seed_network(network.build()), train, device, validation)
+
+
 def against_seed(shared: Bench, results: dict) -> dict:
     """Train the seed's largest network in the seed's way and in ours, on the same images."""
     network = shared.networks["cnn3"]
     ours, batch_size = shared.training(network), network.train.batch_size
     scale = ours.train.mean, ours.train.deviation
-    loader = make_loader(shared.raw / TRAINING, shared.files, network.size, batch_size, *scale)
-    seed = SeedTraining(seed_network(network.build()), loader, shared.device)
-    taken = interleaved(
-        {"seed": seed.run_epoch, "seed_feeding": lambda: feed(loader), "ours": ours.run_epoch},
-        shared.device,
-        shared.effort.rounds,
-    )
-    images = {side: len(ours.train) if side == "ours" else len(loader) * batch_size for side in taken}
+    details = network, shared.raw, {TRAIN: shared.files}, scale, shared.device
+    kept = train_as_seed(*details)
+    with Elsewhere(train_as_seed, *details) as seed:
+        taken = interleaved(
+            {
+                "seed": seed.run_epoch,
+                "seed_feeding": lambda: feed(kept.loader),
+                "seed_keeping_memory": kept.run_epoch,
+                "ours": ours.run_epoch,
+            },
+            shared.device,
+            shared.effort.rounds,
+        )
+    images = {side: len(ours.train) if side == "ours" else len(kept.loader) * batch_size for side in taken}
     return {
         "images": len(shared.files),
         "dataset": shared.raw.name == "raw",
@@ -84,21 +108,15 @@ def whole_seed(shared: Bench, results: dict) -> dict:
     squares = shared.temporary / "squares.npy"
     load_squares(files[TRAIN], squares, network.size, False, False, workers())
     scale = measure(np.load(squares, mmap_mode="r"), np.arange(len(files[TRAIN])))
-    train, validation = (
-        make_loader(
-            shared.raw / folder, files[name], network.size, network.train.batch_size, *scale, name == TRAIN
-        )
-        for folder, name in ((TRAINING, TRAIN), (TESTING, VALIDATION))
-    )
-    training = SeedTraining(seed_network(network.build()), train, shared.device)
     curve: list[tuple[float, float]] = []
     accuracy, start = 0.0, time.perf_counter()
-    while len(curve) < EPOCHS and accuracy < bench_report.REACHED:
-        training.run_epoch()
-        accuracy = training.score(validation)
-        curve.append((time.perf_counter() - start, accuracy))
-        print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
-    images = {"images": len(train.dataset), "validation_images": len(validation.dataset)}
+    with Elsewhere(train_as_seed, network, shared.raw, files, scale, shared.device) as training:
+        while len(curve) < EPOCHS and accuracy < bench_report.REACHED:
+            training.run_epoch()
+            accuracy = training.score()
+            curve.append((time.perf_counter() - start, accuracy))
+            print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
+    images = {"images": len(files[TRAIN]), "validation_images": len(files[VALIDATION])}
     return images | {"mean": scale[0], "deviation": scale[1], "curve": curve}
 
 
@@ -250,11 +268,18 @@ class Contiguous(Batches):
 
 def switches(shared: Bench, results: dict) -> dict:
     """Train with each switch turned, for both networks."""
-    return {"networks": {name: turn_switches(shared, network) for name, network in shared.networks.items()}}
+    return {"networks": {name: turn_switches(shared, name) for name in shared.networks}}
 
 
-def turn_switches(shared: Bench, network: Network) -> dict:
+def train_alike(folder: Path, temporary: Path, effort: Effort, name: str) -> Training:
+    """Set one of the trainings of `Bench` up in a process of its own."""
+    shared = Bench(folder, temporary, effort)
+    return shared.training(shared.networks[name])
+
+
+def turn_switches(shared: Bench, name: str) -> dict:
     """Return the images per second of a network as it is trained, and with each switch turned."""
+    network = shared.networks[name]
     sides = {
         "as it is": shared.training(network),
         "float32": shared.training(network, torch.float32),
@@ -286,12 +311,16 @@ def turn_switches(shared: Bench, network: Network) -> dict:
         print(f"  torch.compile failed: {failure}", flush=True)
     if failure:
         del calls["compiled"]
-    taken = interleaved(calls, shared.device, shared.effort.rounds)
+    temporary = Path(tempfile.mkdtemp(dir=shared.temporary))
+    with Elsewhere(train_alike, shared.folder, temporary, shared.effort, name) as returning:
+        if shared.device.type == "cpu":
+            calls["memory handed back"] = returning.run_epoch
+        taken = interleaved(calls, shared.device, shared.effort.rounds)
     return {
         "name": network.train.model,
         "precision": name_of(shared.precision),
         "optimizer": network.train.optimizer,
-        "images_per_second": {name: [len(sides[name].train) / t for t in taken[name]] for name in taken},
+        "images_per_second": {side: [len(sides["as it is"].train) / t for t in taken[side]] for side in taken},
         "first_compiled_turn_seconds": first_turn,
         "compile_failure": failure,
     }
@@ -322,6 +351,7 @@ def write_zeros(file: Path, rows: int, size: int) -> Path:
 
 def train_alone(file: Path, shared: Bench) -> None:
     """Read every row of an array and then train on some of them: the process whose memory is measured."""
+    keep_freed_memory()
     network, images = shared.networks["default"], np.load(file, mmap_mode="r")
     rows, batch_size = np.arange(len(images)), network.train.batch_size
     some = rows[:: max(1, len(rows) // (network.steps * batch_size))]
@@ -367,6 +397,7 @@ def main(folder: Path, names: list[str], effort: Effort) -> dict:
         Of the sections.
     effort : Effort
     """
+    keep_freed_memory()
     file = folder / "metrics" / "benchmark.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -79,10 +79,14 @@ class SeedTraining:
         With fresh weights.
     loader : DataLoader
     device : torch.device
+    validation : DataLoader, optional
+        What `score` scores.
     """
 
-    def __init__(self, model: nn.Module, loader: DataLoader, device: torch.device) -> None:
-        self.model, self.loader, self.device = model.to(device), loader, device
+    def __init__(
+        self, model: nn.Module, loader: DataLoader, device: torch.device, validation: DataLoader | None = None
+    ) -> None:
+        self.model, self.loader, self.device, self.validation = model.to(device), loader, device, validation
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=7e-4)
         self.criterion = nn.CrossEntropyLoss()
 
@@ -106,12 +110,12 @@ class SeedTraining:
         torch.use_deterministic_algorithms(exact, warn_only=True)
         return loss_sum / seen, right / seen
 
-    def score(self, loader: DataLoader) -> float:
-        """Return the accuracy on every image of a loader."""
+    def score(self) -> float:
+        """Return the accuracy on every image of the validation loader."""
         self.model.eval()
         right = seen = 0
         with torch.no_grad():
-            for images, labels in loader:
+            for images, labels in self.validation:
                 right += (self.model(images.to(self.device)).argmax(1) == labels.to(self.device)).sum().item()
                 seen += len(labels)
         return right / seen

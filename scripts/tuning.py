@@ -11,6 +11,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,7 +23,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from braintumor import pages
 from braintumor.batches import make_sets
-from braintumor.device import choose_device, describe_environment
+from braintumor.device import choose_device, describe_environment, keep_freed_memory
 from braintumor.epochs import make_training
 from braintumor.errors import UserError
 from braintumor.images import load_squares
@@ -244,26 +245,32 @@ def summary(results: pd.DataFrame) -> str:
     return pages.table(header, lines)
 
 
-def summary_of_errors(counted: pd.DataFrame) -> str:
-    """Return how many of a variant's distinct images are wrong in each part, means over its seeds, and how.
+def summary_of_errors(counted: pd.DataFrame, names: list[str]) -> str:
+    """Return how many of some variants' distinct images are wrong in each part, means over seeds, and how.
 
     Parameters
     ----------
     counted : DataFrame
-        See `confusions`, of one variant, with a column ``seed``.
+        See `confusions`, with the columns ``name`` and ``seed``.
+    names : list of str
+        The variants.
     """
-    seeds = counted["seed"].nunique()
     lines = []
-    for part, title in PARTS.items():
-        for copied, rows in counted[counted["part"] == part].groupby("copied"):
-            wrong = rows[rows["class"] != rows["prediction"]].groupby(["class", "prediction"])["distinct"].sum()
-            wrong = wrong.sort_values(ascending=False, kind="stable") / seeds
-            images = rows["distinct"].sum() / seeds
-            share = f"{wrong.sum():.1f} ({100 * wrong.sum() / images:.1f}%)"
-            how = "; ".join(f"{taken} for {told} {n:.1f}" for (taken, told), n in wrong.head(3).items())
-            whether = f"{title}, {'with' if copied else 'without'} a copy in training"
-            lines.append([whether, f"{images:.0f}", share, how])
-    return pages.table(["part", "distinct images", "wrong", "most often taken for another class"], lines)
+    for (part, title), copied, name in product(PARTS.items(), (False, True), names):
+        own = counted[counted["name"] == name]
+        rows, seeds = own[(own["part"] == part) & (own["copied"] == copied)], own["seed"].nunique()
+        if rows.empty:
+            continue
+        wrong = rows[rows["class"] != rows["prediction"]].groupby(["class", "prediction"])["distinct"].sum()
+        wrong = wrong.sort_values(ascending=False, kind="stable") / seeds
+        images = rows["distinct"].sum() / seeds
+        share = f"{wrong.sum():.1f} ({100 * wrong.sum() / images:.1f}%)"
+        how = "; ".join(f"{taken} for {told} {n:.1f}" for (taken, told), n in wrong.head(3).items())
+        whether = f"{title}, {'with' if copied else 'without'} a copy in training"
+        lines.append([whether, name, f"{images:.0f}", share, how])
+    return pages.table(
+        ["part", "variant", "distinct images", "wrong", "most often taken for another class"], lines
+    )
 
 
 def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:
@@ -322,7 +329,7 @@ def read_variants(content: dict) -> dict[tuple[str, int], tuple[Params, int, flo
                 raise ValueError(f"share: {share!r} is not over 0 and at most 1")
             for seed in content["seeds"]:
                 runs[name, seed] = with_overrides(base, overrides | {"train.seed": seed}), cut, share
-        for name in (*content["learning_curve"], content["errors"]):
+        for name in (*content["learning_curve"], *content["errors"]):
             if name not in content["variants"]:
                 raise ValueError("no variant, but on the page")
     except KeyError as error:
@@ -371,7 +378,7 @@ def write_pages(content: dict) -> None:
     results = results.drop_duplicates(["name", "seed", "part"])
     results = results.sort_values("name", key=lambda names: names.map(order.index), kind="stable")
     counted = pd.read_csv(CONFUSIONS).drop_duplicates(["name", "seed", "part", "class", "prediction", "copied"])
-    errors = summary_of_errors(counted[counted["name"] == content["errors"]])
+    errors = summary_of_errors(counted, content["errors"])
     pages.fill_file(PAGE, {"tuning": summary(results), "tuning-errors": errors})
     # The curve has a picture of its own, and another cut has other images.
     other_cuts = {name for name, variant in content["variants"].items() if "cut" in (variant or {})}
@@ -381,6 +388,7 @@ def write_pages(content: dict) -> None:
 
 
 def main() -> None:
+    keep_freed_memory()
     parser = argparse.ArgumentParser(prog="python -m scripts.tuning", description="Compare settings on validation")
     parser.add_argument("names", nargs="*", help="variants of tuning.yaml; all where none is given")
     parser.add_argument("--predictions", type=Path, help="folder for each variant's validation predictions")

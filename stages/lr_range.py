@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from braintumor.batches import Augmentation, make_sets
-from braintumor.device import choose_device, choose_precision
+from braintumor.device import choose_device, choose_precision, keep_freed_memory
 from braintumor.lr_range import range_curve, range_rates, suggest_rate
 from braintumor.models import Architecture
 from braintumor.params import load_params, pick
@@ -19,6 +19,7 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     params = load_params(Path("params.yaml"))
     train = params.train
     test = params.lr_range
+    keep_freed_memory()
     device = choose_device(train.device, train.threads)
     precision = choose_precision(train.precision, device)
     table = read_table(split)

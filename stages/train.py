@@ -13,7 +13,7 @@ import torch
 
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
-from braintumor.device import choose_device, choose_precision, describe_environment
+from braintumor.device import choose_device, choose_precision, describe_environment, keep_freed_memory
 from braintumor.distributed import joined, place_on_machine, starts_first
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
@@ -39,6 +39,7 @@ def main(
     train = params.train
     unfinished = weights.parent / "unfinished"
     lock = claim(unfinished) if starts_first() else None
+    keep_freed_memory()
     device = choose_device(train.device, train.threads, *place_on_machine())
     table = read_table(split)
     array = read_images(images, table)

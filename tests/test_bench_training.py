@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from statistics import median
 
@@ -16,8 +17,8 @@ from braintumor.phantom import make_phantom
 from braintumor.tables import list_images
 from scripts import bench_report
 from scripts.bench_layers import flops_of, layer_calls
-from scripts.bench_setup import QUICK, Bench, interleaved
-from scripts.bench_training import SECTIONS, USUAL, Contiguous, main
+from scripts.bench_setup import QUICK, Bench, Elsewhere, interleaved
+from scripts.bench_training import SECTIONS, USUAL, Contiguous, main, train_as_seed
 from scripts.seed_procedure import SeedTraining, make_loader, seed_network
 
 CPU = torch.device("cpu")
@@ -209,14 +210,14 @@ def test_the_seed_trains_on_rgb_files_in_float32(tmp_path):
     images, _ = next(iter(loader))
     assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
     assert len(loader.dataset) == 16 and len(loader) == 4 and loader.num_workers == 0
-    seed = SeedTraining(seed_network(network.build()), loader, CPU)
-    before = [weight.clone() for weight in seed.model.parameters()]
     validation = make_loader(shared.raw / "Training", shared.files, 32, 5, 0.2, 0.2, training=False)
+    seed = SeedTraining(seed_network(network.build()), loader, CPU, validation)
+    before = [weight.clone() for weight in seed.model.parameters()]
     labels = torch.cat([labels for _, labels in validation])
     assert labels.tolist() == sorted(labels.tolist()) and len(labels) == 16
     first, again = (torch.cat([images for images, _ in validation]) for _ in range(2))
     assert torch.equal(first, again)  # no augmentation
-    accuracy = seed.score(validation)
+    accuracy = seed.score()
     seed.model.eval()
     taken = torch.cat([seed.model(images).argmax(1) for images, _ in validation])
     assert accuracy == (taken == labels).float().mean()
@@ -224,6 +225,28 @@ def test_the_seed_trains_on_rgb_files_in_float32(tmp_path):
     assert all(np.isfinite(losses))
     assert not any(torch.equal(old, new) for old, new in zip(before, seed.model.parameters(), strict=True))
     assert torch.are_deterministic_algorithms_enabled()
+
+
+class Process:
+    def number(self):
+        return os.getpid()
+
+
+def test_elsewhere_is_one_other_process():
+    with Elsewhere(Process) as there:
+        number = there.number()
+        assert number != os.getpid() and there.number() == number
+
+
+def test_the_seed_trains_in_another_process_and_leaves_ours_as_it_is(tmp_path):
+    shared = Bench(tmp_path, tmp_path, QUICK)
+    details = shared.networks["cnn3"], shared.raw, {"train": shared.files}, (0.2, 0.2), CPU
+    here = train_as_seed(*details)
+    weights = [weight.clone() for weight in here.model.parameters()]
+    with Elsewhere(train_as_seed, *details) as there:
+        losses = [there.run_epoch()[0] for _ in range(3)]
+    assert len(set(losses)) == 3 and all(np.isfinite(losses))
+    assert all(torch.equal(old, new) for old, new in zip(weights, here.model.parameters(), strict=True))
 
 
 def test_contiguous_batches_have_the_same_values_in_the_other_format(tmp_path):

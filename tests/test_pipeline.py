@@ -485,6 +485,19 @@ def test_a_training_whose_dvc_was_killed_keeps_others_away_and_can_be_taken_up(c
     assert "going on after epoch" in output and "epoch 1/500" not in output
 
 
+def test_a_rate_of_auto_is_what_the_range_test_suggests(checkout):
+    checkout.params({"train": {"lr": "auto", "schedule": "constant", "warmup": 0.0, "epochs": 1}})
+    suggestion = checkout.folder / "metrics/lr_range.json"
+    command = DVC["stages"]["train"]["cmd"].replace("${train.launcher}", "python")
+    suggestion.write_text('{"suggested_lr": 0.0123}')
+    checkout.run(command)
+    assert pd.read_csv(checkout.folder / "plots/curves.csv")["lr"].tolist() == [0.0123]
+    suggestion.write_text("{}")
+    output = checkout.run(command, code=1)
+    assert "error: train.lr=auto: metrics/lr_range.json suggests no rate" in output
+    assert "Traceback" not in output
+
+
 def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checkout):
     """The training itself is made to diverge in test_training.py."""
     patch = (

@@ -24,7 +24,7 @@ def test_every_variant_is_one_that_the_params_allow():
         for name, value in overrides.items():
             section, param = name.split(".")
             assert getattr(getattr(changed, section), param) == value
-    assert {*content["learning_curve"], content["errors"]} <= set(content["variants"])
+    assert {*content["learning_curve"], *content["errors"]} <= set(content["variants"])
     assert len(tuning.read_results(tuning.changes_of(content)))  # an error where a row is of other settings
 
 
@@ -40,7 +40,7 @@ def test_every_variant_is_checked_before_the_first_one_trains():
         "seeds": [1, 2],
         "variants": {"a": None, "b": {"share": 0.5, "train.dropout": 0.5}, "c": {"cut": 3}},
         "learning_curve": ["b", "a"],
-        "errors": "a",
+        "errors": ["a"],
     }
     runs = tuning.read_variants(content)
     assert list(runs) == [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("c", 1), ("c", 2)]
@@ -51,7 +51,7 @@ def test_every_variant_is_checked_before_the_first_one_trains():
         ({"variants": {"c": {"train.dropout": 2}}}, "c: .*less than 1"),
         ({"variants": {"c": {"cut": False}}}, "c: cut: False is no whole number"),
         ({"variants": {"c": {"share": 2}}}, "c: share: 2 is not over 0 and at most 1"),
-        ({"errors": "d"}, "d: no variant, but on the page"),
+        ({"errors": ["d"]}, "d: no variant, but on the page"),
         ({"base": {"train.droput": 0}}, "base: train.droput: no such param"),
     ):
         with pytest.raises(UserError, match=message):
@@ -120,10 +120,15 @@ def test_what_is_wrong_is_counted_in_distinct_images_as_the_mean_over_seeds():
     assert found.loc[("patient", "a", "a", False)].tolist() == [2, 1.5]
     assert (found["images"].sum(), found["distinct"].sum()) == (7, 6)
     second = tuning.confusions(predictions.assign(prediction=predictions["class"]))
-    lines = tuning.summary_of_errors(pd.concat([first.assign(seed=1), second.assign(seed=2)])).splitlines()
-    assert lines[2] == "| by patient, without a copy in training | 4 | 0.8 (18.8%) | b for a 0.5; a for b 0.2 |"
-    assert lines[3].startswith("| image by image, without a copy in training | ")
-    assert lines[4].startswith("| image by image, with a copy in training | ")
+    counted = pd.concat([table.assign(name="x", seed=seed) for seed, table in ((1, first), (2, second))])
+    counted = pd.concat([counted, first.assign(name="y", seed=1)])
+    lines = [line.strip("| ").split(" | ") for line in tuning.summary_of_errors(counted, ["y", "x"]).splitlines()]
+    assert lines[2][1:] == ["y", "4", "1.5 (37.5%)", "b for a 1.0; a for b 0.5"]
+    assert lines[3][1:] == ["x", "4", "0.8 (18.8%)", "b for a 0.5; a for b 0.2"]
+    parts = [f"{where} a copy in training" for where in ("by patient, without", "image by image, without")]
+    assert [line[0] for line in lines[2:]] == [parts[0]] * 2 + [parts[1]] * 2 + [
+        parts[1].replace("without", "with")
+    ] * 2
 
 
 def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_path, monkeypatch):
@@ -137,7 +142,7 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
     content = {
         "variants": {"base": None, "half": {"share": 0.5}, "other": {"cut": 2}},
         "learning_curve": ["half", "base"],
-        "errors": "base",
+        "errors": ["base"],
     }
     changes = tuning.changes_of(content)
     assert changes == {"base": "{}", "half": '{"share": 0.5}', "other": '{"cut": 2}'}
@@ -157,7 +162,7 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
     assert [line.split(" | ")[:2] for line in page if line.endswith("| 20 |")] == [
         ["| base", "1"], ["| half", "1"], ["| other", "1"],
     ]  # fmt: skip
-    assert "| by patient, without a copy in training | 2 | 1.5 (100.0%) | a for b 1.5 |" in page
+    assert "| by patient, without a copy in training | base | 2 | 1.5 (100.0%) | a for b 1.5 |" in page
     for file in (tuning.CURVE, tuning.OVERVIEW):
         assert np.asarray(Image.open(file).convert("L")).std() > 10
     # A row of settings that are not those of its name now stands for nothing.
