@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from braintumor.device import keep_freed_memory
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.params import Params, load_params, read_settings, with_later, with_overrides, without_later
@@ -520,6 +521,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         "--jobs", type=int, help="experiments at a time; as many as have their train.threads cores, one on a GPU"
     )
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the trainings do whose time is estimated
     params = load_params(PARAMS)
     content = read_settings(PARAMS)
     experiments = read_study(STUDY, content)

@@ -170,18 +170,19 @@ class Elsewhere:
     Parameters
     ----------
     make : callable
-        Makes it there; it and its arguments travel, the training does not.
-    *args
+        Makes it there, from `args`; they travel, the training does not.
+    *args : object
     """
 
     def __init__(self, make: Callable[..., object], *args: object) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), _settle, (make, args))
+        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
+        self._made = make, args
 
     def __getattr__(self, name: str) -> Callable[[], object]:
         return lambda: self._pool.submit(_call, name).result()
 
     def __enter__(self) -> "Elsewhere":
-        self._pool.submit(int).result()  # the process has started and made it
+        self._pool.submit(_settle, *self._made).result()
         return self
 
     def __exit__(self, *_: object) -> None:

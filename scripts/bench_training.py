@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
 from braintumor.batches import Augmentation, Batches, make_sets, measure, resident_limit
-from braintumor.device import keep_freed_memory, processor
+from braintumor.device import choose_device, keep_freed_memory, processor
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
@@ -46,14 +47,24 @@ def train_as_seed(
     scale: tuple[float, float],
     device: torch.device,
 ) -> SeedTraining:
-    """Set the seed's training up on some images, by subset, normalised by a mean and a deviation."""
+    """Set the seed's training up, and torch's threads as ours has them.
+
+    Parameters
+    ----------
+    network : Network
+    raw : Path
+        Folder of the dataset.
+    files : dict of subset -> list of Path
+        What trains, and what validates where that is asked for.
+    scale : tuple of two float
+        Mean and deviation to normalise by, on a scale of 0 to 1.
+    device : torch.device
+    """
     torch.set_num_threads(network.train.threads)
-    train, validation = (
-        make_loader(raw / folder, own, network.size, network.train.batch_size, *scale, training=name == TRAIN)
-        if (own := files.get(name))
-        else None
-        for folder, name in ((TRAINING, TRAIN), (TESTING, VALIDATION))
-    )
+    settings = network.size, network.train.batch_size, *scale
+    train, validation = make_loader(raw / TRAINING, files[TRAIN], *settings), None
+    if VALIDATION in files:
+        validation = make_loader(raw / TESTING, files[VALIDATION], *settings, training=False)
     return SeedTraining(seed_network(network.build()), train, device, validation)
 
 
@@ -109,8 +120,8 @@ def whole_seed(shared: Bench, results: dict) -> dict:
     load_squares(files[TRAIN], squares, network.size, False, False, workers())
     scale = measure(np.load(squares, mmap_mode="r"), np.arange(len(files[TRAIN])))
     curve: list[tuple[float, float]] = []
-    accuracy, start = 0.0, time.perf_counter()
     with Elsewhere(train_as_seed, network, shared.raw, files, scale, shared.device) as training:
+        accuracy, start = 0.0, time.perf_counter()
         while len(curve) < EPOCHS and accuracy < bench_report.REACHED:
             training.run_epoch()
             accuracy = training.score()
@@ -268,18 +279,17 @@ class Contiguous(Batches):
 
 def switches(shared: Bench, results: dict) -> dict:
     """Train with each switch turned, for both networks."""
-    return {"networks": {name: turn_switches(shared, name) for name in shared.networks}}
+    return {"networks": {name: turn_switches(shared, network) for name, network in shared.networks.items()}}
 
 
-def train_alike(folder: Path, temporary: Path, effort: Effort, name: str) -> Training:
-    """Set one of the trainings of `Bench` up in a process of its own."""
-    shared = Bench(folder, temporary, effort)
-    return shared.training(shared.networks[name])
+def train_as_we_do(shared: Bench, network: Network) -> Training:
+    """Set our training up in a process of its own."""
+    choose_device(network.train.device, network.train.threads)
+    return shared.training(network)
 
 
-def turn_switches(shared: Bench, name: str) -> dict:
+def turn_switches(shared: Bench, network: Network) -> dict:
     """Return the images per second of a network as it is trained, and with each switch turned."""
-    network = shared.networks[name]
     sides = {
         "as it is": shared.training(network),
         "float32": shared.training(network, torch.float32),
@@ -311,9 +321,9 @@ def turn_switches(shared: Bench, name: str) -> dict:
         print(f"  torch.compile failed: {failure}", flush=True)
     if failure:
         del calls["compiled"]
-    temporary = Path(tempfile.mkdtemp(dir=shared.temporary))
-    with Elsewhere(train_alike, shared.folder, temporary, shared.effort, name) as returning:
+    with ExitStack() as stack:
         if shared.device.type == "cpu":
+            returning = stack.enter_context(Elsewhere(train_as_we_do, shared, network))
             calls["memory handed back"] = returning.run_epoch
         taken = interleaved(calls, shared.device, shared.effort.rounds)
     return {
@@ -351,7 +361,6 @@ def write_zeros(file: Path, rows: int, size: int) -> Path:
 
 def train_alone(file: Path, shared: Bench) -> None:
     """Read every row of an array and then train on some of them: the process whose memory is measured."""
-    keep_freed_memory()
     network, images = shared.networks["default"], np.load(file, mmap_mode="r")
     rows, batch_size = np.arange(len(images)), network.train.batch_size
     some = rows[:: max(1, len(rows) // (network.steps * batch_size))]
@@ -397,7 +406,6 @@ def main(folder: Path, names: list[str], effort: Effort) -> dict:
         Of the sections.
     effort : Effort
     """
-    keep_freed_memory()
     file = folder / "metrics" / "benchmark.json"
     results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -424,6 +432,7 @@ if __name__ == "__main__":
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else Effort()
+    keep_freed_memory()
     try:
         if arguments.child:
             train_alone(arguments.child, Bench(arguments.folder, Path(), effort))

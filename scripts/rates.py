@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from braintumor.batches import Augmentation, Batches, measure
 from braintumor.checkpoint import fingerprint
 from braintumor.copies import find_copies
-from braintumor.device import choose_device, choose_precision, keep_freed_memory
+from braintumor.device import choose_device, choose_precision
 from braintumor.images import load_squares
 from braintumor.manifest import inspect_images
 from braintumor.params import Params, pick
@@ -116,7 +116,6 @@ def measure_training(
     make_model: Callable[[], nn.Module], size: int, params: Params, n: int = 770
 ) -> dict[str, float]:
     """Measure training, making batches, scoring an epoch and drawing its order."""
-    keep_freed_memory()
     choose_device("cpu", params.train.threads)
     images = np.random.default_rng(0).integers(0, 256, (n, size, size), np.uint8)
     precision = choose_precision("auto", CPU)

@@ -20,7 +20,7 @@ from torch import nn
 from torchvision.models import resnet50
 
 from braintumor import plots
-from braintumor.device import processor
+from braintumor.device import keep_freed_memory, processor
 from braintumor.distributed import Ranks
 from braintumor.models import Architecture, count_parameters
 from braintumor.pages import fill_file, table
@@ -408,6 +408,7 @@ def draw(r: dict[str, float], work: Work) -> Figure:
 def main() -> None:
     torch.set_num_threads(workers())
     load = os.getloadavg()[0]  # whoever reads the figures should know whether the machine was quiet
+    keep_freed_memory()
     r, work = measure_all()
     tables = report(r, work, load)
     print(tables)

@@ -506,11 +506,13 @@ def test_a_stage_whose_training_diverges_keeps_the_best_weights_and_fails(checko
         "    training.run_epoch()\n"
         "    raise Diverged('loss', float('nan'), 2, 1, 5, 0.3)\n"
         "stage.run_epochs = diverge\n"
+        "stage.keep_freed_memory = lambda: print('freed memory is kept')\n"
     )
     weights = checkout.folder / "models/model.safetensors"
     weights.unlink()
     output = checkout.run(checkout.train_with(patch), code=1)
     assert "the loss is nan at epoch 2, batch 1 of 5" in output
+    assert "freed memory is kept" in output
     assert "; models/model.safetensors holds epoch 1, the best so far" in output
     assert "Traceback" not in output
     load_model(weights, checkout.folder / "models/model.json")
