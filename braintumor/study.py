@@ -410,7 +410,9 @@ class Study:
         if not lines:
             return
         table = pd.DataFrame(lines)
-        write_table(table, RESULTS)
+        # A failed row has no counts, beside which pandas would make all others floats.
+        counts = [name for name in table if name.startswith("images")]
+        write_table(table.astype(dict.fromkeys(counts, "Int64")), RESULTS)
         rungs = ladder(table)
         if len(rungs):
             write_table(rungs, PLOTS / "ladder.csv")

@@ -89,12 +89,9 @@ def first_reaching(accuracies: list[float], wanted: float) -> int | None:
 
 def write_seed(found: dict, _: dict) -> str:
     speed = found["images_per_second"]
-    theirs, ours, loading = (number(median(speed[side])) for side in ("seed", "ours", "seed_feeding"))
-    kept = ""
-    if "seed_keeping_memory" in speed:  # figures of before have none
-        kept = f""" If it did, it would have
-{number(median(speed["seed_keeping_memory"]))} images a second, and the gain would be
-{times(speed["ours"], speed["seed_keeping_memory"])}."""
+    theirs, ours, loading, keeping = (
+        number(median(speed[side])) for side in ("seed", "ours", "seed_feeding", "seed_keeping_memory")
+    )
     what = f"training cnn3, {found['size']} pixels square, batches of {found['batch_size']}"
     figures = table(
         "images a second | the seed's way | ours | gain | target",
@@ -110,7 +107,8 @@ each image read, resized and augmented by Pillow at each use (which alone gives 
 float32, contiguous, Adam. Ours: the same network,
 optimizer, size and strengths of augmentation on squares that were read once, {found["precision"]}, channels_last,
 averaged weights, freed memory kept for the next step where the C library is glibc (`braintumor/device.py`). The
-seed's way does not ask for that, and runs in a process of its own.{kept}"""
+seed's way does not ask for that, and runs in a process of its own. If it did, it would have {keeping} images a
+second, and the gain would be {times(speed["ours"], speed["seed_keeping_memory"])}."""
 
 
 def trained_whole(results: dict) -> bool:

@@ -3,8 +3,9 @@
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from multiprocessing import get_context
@@ -162,31 +163,24 @@ def make_training(
     return Training(network.build(), train, validation, augmentation, recipe, precision, compiled=compiled)
 
 
-class Elsewhere:
-    """A training in a process of its own, whose C library hands freed memory back as that of any program does.
-
-    Its methods are called there, one after the other; a ``with`` ends the process.
+@contextmanager
+def elsewhere(make: Callable[..., object], *args: object) -> Iterator[Callable[[str], object]]:
+    """Make something in a process of its own, whose C library hands freed memory back as any program's does.
 
     Parameters
     ----------
     make : callable
-        Makes it there, from `args`; they travel, the training does not.
+        Makes it there, from `args`; they travel, what it makes does not.
     *args : object
+
+    Yields
+    ------
+    callable
+        Calls one of its methods there, by name, and returns what that returns.
     """
-
-    def __init__(self, make: Callable[..., object], *args: object) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"))
-        self._made = make, args
-
-    def __getattr__(self, name: str) -> Callable[[], object]:
-        return lambda: self._pool.submit(_call, name).result()
-
-    def __enter__(self) -> "Elsewhere":
-        self._pool.submit(_settle, *self._made).result()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        pool.submit(_settle, make, args).result()
+        yield lambda method: pool.submit(_call, method).result()
 
 
 def _settle(make: Callable[..., object], args: tuple) -> None:

@@ -31,7 +31,7 @@ from braintumor.tables import TEST, TESTING, TRAIN, TRAINING, VALIDATION, read_t
 from braintumor.training import Training, WeightAverage, predict
 from scripts import PROJECT, bench, bench_report
 from scripts.bench_layers import count_flops, dissect, name_of
-from scripts.bench_setup import QUICK, Bench, Effort, Elsewhere, Network, clock, feed, interleaved, make_training
+from scripts.bench_setup import QUICK, Bench, Effort, Network, clock, elsewhere, feed, interleaved, make_training
 from scripts.seed_procedure import EPOCHS, SeedTraining, make_loader, seed_network
 from stages import workers
 
@@ -75,10 +75,10 @@ def against_seed(shared: Bench, results: dict) -> dict:
     scale = ours.train.mean, ours.train.deviation
     details = network, shared.raw, {TRAIN: shared.files}, scale, shared.device
     kept = train_as_seed(*details)
-    with Elsewhere(train_as_seed, *details) as seed:
+    with elsewhere(train_as_seed, *details) as seed:
         taken = interleaved(
             {
-                "seed": seed.run_epoch,
+                "seed": lambda: seed("run_epoch"),
                 "seed_feeding": lambda: feed(kept.loader),
                 "seed_keeping_memory": kept.run_epoch,
                 "ours": ours.run_epoch,
@@ -120,11 +120,11 @@ def whole_seed(shared: Bench, results: dict) -> dict:
     load_squares(files[TRAIN], squares, network.size, False, False, workers())
     scale = measure(np.load(squares, mmap_mode="r"), np.arange(len(files[TRAIN])))
     curve: list[tuple[float, float]] = []
-    with Elsewhere(train_as_seed, network, shared.raw, files, scale, shared.device) as training:
+    with elsewhere(train_as_seed, network, shared.raw, files, scale, shared.device) as training:
         accuracy, start = 0.0, time.perf_counter()
         while len(curve) < EPOCHS and accuracy < bench_report.REACHED:
-            training.run_epoch()
-            accuracy = training.score()
+            training("run_epoch")
+            accuracy = training("score")
             curve.append((time.perf_counter() - start, accuracy))
             print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {curve[-1][0]:.0f} s", flush=True)
     images = {"images": len(files[TRAIN]), "validation_images": len(files[VALIDATION])}
@@ -323,8 +323,8 @@ def turn_switches(shared: Bench, network: Network) -> dict:
         del calls["compiled"]
     with ExitStack() as stack:
         if shared.device.type == "cpu":
-            returning = stack.enter_context(Elsewhere(train_as_we_do, shared, network))
-            calls["memory handed back"] = returning.run_epoch
+            returning = stack.enter_context(elsewhere(train_as_we_do, shared, network))
+            calls["memory handed back"] = lambda: returning("run_epoch")
         taken = interleaved(calls, shared.device, shared.effort.rounds)
     return {
         "name": network.train.model,

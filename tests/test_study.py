@@ -359,6 +359,18 @@ def test_a_failed_row_stays_in_the_table_until_it_has_ended_anew(tmp_path, monke
         assert written.loc["a", "reason"] == ("no weights" if expected == "failed" else "")
 
 
+def test_counts_stay_whole_numbers_where_a_row_has_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = study.read_study(write(tmp_path, [{"name": "a"}, {"name": "b"}]), CONTENT)
+    monkeypatch.setattr(study, "recipe_of", lambda *_: "r")
+    lines = make_table([np.nan, 0.9]).assign(name=["a", "b"], state=["failed", "success"], reason="", recipe="r")
+    write_table(lines.assign(images=[np.nan, 1404]), study.RESULTS)
+    study.Study(rows).export(CONTENT)
+    written = pd.read_csv(study.RESULTS, dtype=str).set_index("name")
+    assert written.loc["b", ["images", "accuracy"]].tolist() == ["1404", "0.9"]
+    assert pd.isna(written.loc["a", "images"])
+
+
 def test_what_has_failed_has_none_of_the_scores_that_dvc_shows_for_it():
     metrics = {"test": {"accuracy": 0.9}, "train": {"validation_accuracy": 0.8}}
     success, failed = (
