@@ -113,12 +113,8 @@ second, and the gain would be {times(speed["ours"], speed["seed_keeping_memory"]
 
 def trained_whole(results: dict) -> bool:
     """Whether the seed's way was trained to its end on the machine on which ours was."""
-    machines = [
-        results[section]["machine"].partition(" on ")[2].partition(", rounds")[0]
-        for section in ("whole_seed", "time")
-        if section in results
-    ]
-    return len(machines) == 2 and machines[0] == machines[1]
+    ours, theirs = (results.get(section, {}).get("machine") for section in ("time", "whole_seed"))
+    return ours is not None and ours == theirs
 
 
 def seed_curve(results: dict) -> list[tuple[float, float]]:
@@ -195,7 +191,7 @@ def write_whole_seed(found: dict, results: dict) -> str:
     curve = ", ".join(percent(accuracy) for accuracy in accuracies)
     # Once they were measured on 64 images of two classes.
     few = " (of 64 of them, a mistake: to be run again)" if "normalised_by" in whole else ""
-    epoch, when = duration(seconds[-1] / len(seconds)), measured("whole_seed", whole["machine"])
+    epoch, when = duration(seconds[-1] / len(seconds)), measured("whole_seed", whole)
     return f"""Its way was trained here as a whole (`--only whole_seed`; measured {when}):
 {whole["images"]:,} images, normalised by their mean ({whole["mean"]:.3f}) and deviation
 ({whole["deviation"]:.3f}){few}, and validation on {whole["validation_images"]}, {epoch} an epoch; {ending}
@@ -440,15 +436,16 @@ def draw_switches(axis: Axes, results: dict) -> None:
 PANELS = {"seed": draw_seed, "time": draw_time, "arithmetic": draw_parts, "switches": draw_switches}
 
 
-def measured(section: str, machine: str) -> str:
+def measured(section: str, found: dict) -> str:
     """Say when and on what a section was measured; the sections that train as a whole do it once."""
-    return f"{machine.split(', rounds')[0]}, once" if section in ("time", "memory", "whole_seed") else machine
+    often = "once" if section in ("time", "memory", "whole_seed") else f"rounds: {found['rounds']}"
+    return f"{found['date']} on {found['machine']}, {often}"
 
 
 def write(results: dict, folder: Path) -> None:
     """Write benchmark.md and benchmark.png into a folder, with the sections that were measured."""
     parts = [
-        f"{writer(results[name], results)}\n\n*Measured {measured(name, results[name]['machine'])}.*\n"
+        f"{writer(results[name], results)}\n\n*Measured {measured(name, results[name])}.*\n"
         for name, writer in WRITERS.items()
         if name in results
     ]

@@ -388,11 +388,12 @@ LONG = {"whole_seed"}  # runs only where it is named
 USUAL = [name for name in SECTIONS if name not in LONG]
 
 
-def machine(shared: Bench) -> str:
-    """Say when and on what was measured, and how often."""
+def circumstances(shared: Bench) -> dict[str, str | int]:
+    """Return when and on what was measured, and how often."""
     card = f"{torch.cuda.get_device_name()} and " if shared.device.type == "cuda" else ""
     cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores of {processor()}"
-    return f"{date.today()} on {card}{cores}, torch {torch.__version__}, rounds: {shared.effort.rounds}"
+    machine = f"{card}{cores}, torch {torch.__version__}"
+    return {"date": str(date.today()), "machine": machine, "rounds": shared.effort.rounds}
 
 
 def main(folder: Path, names: list[str], effort: Effort) -> dict:
@@ -414,7 +415,7 @@ def main(folder: Path, names: list[str], effort: Effort) -> dict:
             print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
             start = time.perf_counter()
             try:
-                results[name] = {"machine": machine(shared)} | SECTIONS[name](shared, results)
+                results[name] = circumstances(shared) | SECTIONS[name](shared, results)
             except LeftOut as reason:
                 print(f"  left out: {reason}", flush=True)
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
