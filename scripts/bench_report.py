@@ -21,14 +21,14 @@ KINDS = {
 OTHERS, REST = "other layers", "the rest"
 # What is turned, the side with it and the side without it.
 SWITCHES = [
-    ("bfloat16 for float32", "as it is", "float32"),
-    ("channels_last for contiguous", "as it is", "contiguous"),
-    ("optimizer foreach for loop", "foreach", "for-loop"),
-    ("optimizer fused for loop", "fused", "for-loop"),
+    ("bfloat16, not float32", "as it is", "float32"),
+    ("channels_last, not contiguous", "as it is", "contiguous"),
+    ("optimizer foreach, not a loop", "foreach", "for-loop"),
+    ("optimizer fused, not a loop", "fused", "for-loop"),
     ("CUDA graph for single launches", "as it is", "no graph"),
-    ("freed memory kept for handed back", "as it is", "memory handed back"),
-    ("torch.compile for eager", "compiled", "as it is"),
-    ("averaging off for on", "no averaging", "as it is"),
+    ("freed memory kept, not handed back", "as it is", "memory handed back"),
+    ("torch.compile, not eager", "compiled", "as it is"),
+    ("averaging off, not on", "no averaging", "as it is"),
 ]
 HEAD = """# Training benchmark
 
@@ -107,7 +107,7 @@ each image read, resized and augmented by Pillow at each use (which alone gives 
 float32, contiguous, Adam. Ours: the same network,
 optimizer, size and strengths of augmentation on squares that were read once, {found["precision"]}, channels_last,
 averaged weights, freed memory kept for the next step where the C library is glibc (`braintumor/device.py`). The
-seed's way does not ask for that, and runs in a process of its own. If it did, it would have {keeping} images a
+seed's way does not keep it, and runs in a process of its own. If it did, it would have {keeping} images a
 second, and the gain would be {times(speed["ours"], speed["seed_keeping_memory"])}."""
 
 
@@ -162,9 +162,9 @@ def write_earlier(theirs: list, ours: list, reading: float) -> str:
         return ""
     gains = [theirs[-epochs][0] / (seconds + reading) for epochs in (1, 2, 3)]
     return f"""
-Each side is one training, and 655 images tell 91% from 93% only just. Had the seed's way 93% after the last epoch
-above, the gain would be {gains[0]:.1f} times, after the one before {gains[1]:.1f}, two before {gains[2]:.1f};
-with its settings in our loop a training has it within ten ([study.md](study.md#the-seeds-own-four))."""
+Each side is one training, and 655 images leave ± 2 points. If the seed's last epoch above had reached 93%, the
+gain would be {gains[0]:.1f} times; if the one before had, {gains[1]:.1f}; two before, {gains[2]:.1f}. With its
+settings in our loop a training has it within ten ([study.md](study.md#the-seeds-own-four))."""
 
 
 def compare_times(wanted: float, theirs: list, ours: list, reading: float) -> tuple[str, ...]:
@@ -189,12 +189,10 @@ def write_whole_seed(found: dict, results: dict) -> str:
     reached = first_reaching(accuracies, REACHED)
     ending = f"epoch {reached} is the first that has it" if reached else "no epoch has it"
     curve = ", ".join(percent(accuracy) for accuracy in accuracies)
-    # Once they were measured on 64 images of two classes.
-    few = " (of 64 of them, a mistake: to be run again)" if "normalised_by" in whole else ""
     epoch, when = duration(seconds[-1] / len(seconds)), measured("whole_seed", whole)
     return f"""Its way was trained here as a whole (`--only whole_seed`; measured {when}):
 {whole["images"]:,} images, normalised by their mean ({whole["mean"]:.3f}) and deviation
-({whole["deviation"]:.3f}){few}, and validation on {whole["validation_images"]}, {epoch} an epoch; {ending}
+({whole["deviation"]:.3f}), and validation on {whole["validation_images"]}, {epoch} an epoch; {ending}
 ({curve})."""
 
 
@@ -218,7 +216,7 @@ def write_grouped(found: dict) -> str:
 The committed recipe, its averaged weights scored after each epoch; nothing is chosen on the test images, and
 scoring them takes none of the time. After the last epoch {percent(distinct[-1])} of the distinct test images and
 {percent(validation[-1])} of the validation images, which show yet other people, are right (the pipeline keeps
-the best epoch by validation). An epoch has {images:,} images, and an image takes
+the best epoch by validation). An epoch trains on {images:,} images in full batches, and an image takes
 {number(flops / 1e9)} GFLOP forward and backward, counted by torch's FlopCounterMode. This is the first of five
 folds; the mean of all is in [training.md](training.md#what-it-reaches-on-test-images)."""
 

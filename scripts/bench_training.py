@@ -150,11 +150,11 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
         table["group"] = table["copy_group"]
     subsets = {protocol: cut(shared, table, protocol) for protocol in ("seed", "grouped")}
 
-    def train(protocol: str, enough: float = np.inf) -> list[tuple[float, float, float]]:
-        """Return the curve of a training, to an epoch with enough validation accuracy.
+    def train(protocol: str, enough: float = np.inf) -> tuple[int, list[tuple[float, float, float]]]:
+        """Return the images of an epoch and the curve of a training, to an epoch with enough validation accuracy.
 
-        For each epoch the seconds since the start, the accuracy on validation, and on the test images where each
-        copy group weighs one; the last takes none of the time, and nothing is chosen by it.
+        The curve has for each epoch the seconds since the start, the accuracy on validation, and on the test
+        images where each copy group weighs one; the last takes none of the time, and nothing is chosen by it.
         """
         start, images, section = time.perf_counter(), np.load(squares, mmap_mode="r"), network.train
         own = table.assign(subset=subsets[protocol])
@@ -176,15 +176,17 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
             curve.append((seconds, accuracy, float(np.average(right, weights=weights))))
             print(f"  epoch {len(curve)}: validation {accuracy:.3f}, {seconds:.0f} s", flush=True)
             start += time.perf_counter() - scoring
-        return curve
+        return sets.train.steps * section.batch_size, curve
 
+    _, curve = train("seed", bench_report.REACHED)
+    images, grouped_curve = train("grouped")
     found = {
         "seed_epochs": EPOCHS,
         "seed_images": int((subsets["seed"] == TRAIN).sum()),
         "decoding_seconds": decoding,
-        "curve": train("seed", bench_report.REACHED),
-        "grouped_images": int((subsets["grouped"] == TRAIN).sum()),
-        "grouped_curve": train("grouped"),
+        "curve": curve,
+        "grouped_images": images,
+        "grouped_curve": grouped_curve,
         "epochs": network.train.epochs,
     }
     training = shared.training(network)

@@ -69,8 +69,8 @@ def test_it_writes_the_page_the_figures_and_the_plot(project):
     (row,) = rows_of(page, "default network, 32")
     assert row[3] == f"{100 * seconds['feeding'] / seconds['step']:.1f}%"
     for switch, off in (
-        ("channels_last for contiguous", "contiguous"),
-        ("freed memory kept for handed back", "memory handed back"),
+        ("channels_last, not contiguous", "contiguous"),
+        ("freed memory kept, not handed back", "memory handed back"),
     ):
         (row,) = rows_of(page, switch)
         for gain, network in zip(row[2::2], results["switches"]["networks"].values(), strict=True):
@@ -160,7 +160,7 @@ def test_time_of_the_seed_is_that_of_its_training_where_it_ran():
     assert row[1:] == ["10 min", "25 s", "24.0 times", ""]
     assert "no epoch has it\n(75.0%, 92.0%, 90.0%)" in page
     # 800, 600 and 400 s against 25 s.
-    assert "the gain would be 32.0 times, after the one before 24.0, two before 16.0;" in page
+    assert "would be 32.0 times; if the one before had, 24.0; two before, 16.0." in page
     # 92.96% is 93.0% where it is written.
     results["whole_seed"]["curve"] = [(400.0, 0.9296)]
     assert [row[1] for row in rows_of(bench_report.write_time(found, results), "93.0%")] == ["not reached"]
