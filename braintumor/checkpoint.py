@@ -92,7 +92,11 @@ class Checkpoint:
     def save(self, state: dict) -> None:
         """Put a state in the place of the last one; killed at any moment, one of the two is there."""
         with replacing_file(self.file) as beside, beside.open("wb") as stream:
-            torch.save(state, stream)
+            try:
+                torch.save(state, stream)
+            except RuntimeError as error:
+                # Of a full disk torch says no more than that a file could not be ended.
+                raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
             stream.flush()
             os.fsync(stream.fileno())
 

@@ -96,6 +96,24 @@ class Ranks:
 ALONE = Ranks()
 
 
+def check_launcher() -> None:
+    """Refuse to be one of several processes that torchrun has not started: each of them would train on its own.
+
+    Raises
+    ------
+    UserError
+    """
+    if dist.is_torchelastic_launched():
+        return
+    for name in STARTED:
+        if os.environ.get(name, "") not in ("", "1"):
+            raise UserError(
+                f"train.launcher: {os.environ[name]} processes were started ({name}), but not by torchrun: "
+                f"each would train alone; see docs/scaling.md for the launcher, or, if this is the only one, "
+                f"unset {name}"
+            )
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, and leave them at the end; alone without torchrun.
@@ -105,19 +123,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     device : torch.device
         Of this process: what lies on GPUs is exchanged through NCCL, what lies on CPUs through gloo.
 
-    Raises
-    ------
-    UserError
-        If something else has started several processes, each of which would train on its own.
     """
     if not dist.is_torchelastic_launched():
-        for name in STARTED:
-            if os.environ.get(name, "") not in ("", "1"):
-                raise UserError(
-                    f"train.launcher: {os.environ[name]} processes were started ({name}), but not by torchrun: "
-                    f"each would train alone; see docs/scaling.md for the launcher, or, if this is the only one, "
-                    f"unset {name}"
-                )
         yield ALONE
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

@@ -17,6 +17,9 @@ def replacing_file(file: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk's error does not say which file
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -132,6 +132,22 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: flo
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+def check_parts(train: Batches, accumulation: int, processes: int = 1) -> None:
+    """Refuse batches that several processes, with several parts each, cannot share equally.
+
+    Raises
+    ------
+    UserError
+    """
+    parts = processes * accumulation
+    if train.batch_size % parts or (parts > 1 and train.epoch_size < train.batch_size):
+        raise UserError(
+            f"train.batch_size: {train.batch_size} of {train.epoch_size} images cannot be dealt out to "
+            f"{processes} processes with {accumulation} equal parts each: make it a multiple of "
+            f"{parts}, at most {train.epoch_size}"
+        )
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group of weights its share of a learning rate."""
     for group in optimizer.param_groups:
@@ -158,6 +174,11 @@ def train_step(
     loss : Tensor of shape ()
         What the network had before the step, without label smoothing, as validation has none.
     predictions : Tensor of shape (images,)
+
+    Raises
+    ------
+    UserError
+        If a batch norm has a single value to normalise.
     """
     plain = getattr(network, "_orig_mod", network)  # of a compiled one
     losses, predictions = [], []
@@ -169,7 +190,10 @@ def train_step(
         with plain.no_sync() if waits else nullcontext():
             # Each weight is cast once, so there is nothing to keep of it.
             enabled = precision != torch.float32
-            with torch.autocast(images.device.type, precision, enabled=enabled, cache_enabled=False):
+            with (
+                torch.autocast(images.device.type, precision, enabled=enabled, cache_enabled=False),
+                normalising(),
+            ):
                 logits = network(part)
             logits = logits.float()
             loss = F.cross_entropy(logits, part_target, label_smoothing=recipe.label_smoothing)
@@ -178,6 +202,20 @@ def train_step(
         predictions.append(logits.detach().argmax(1))
     optimizer.step()
     return torch.stack(losses).mean(), torch.cat(predictions)
+
+
+@contextmanager
+def normalising() -> Iterator[None]:
+    """Say in the words of params.yaml that a batch norm cannot normalise a single value."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "train.batch_size: one image at a time, of which the last blocks see a single place, cannot be "
+            "normalised: raise it, lower train.accumulation, or raise preprocess.size"
+        ) from None
 
 
 @torch.inference_mode()
@@ -314,15 +352,9 @@ class Training:
         compiled: bool = False,
     ) -> None:
         self.ranks, self.compiled = ranks, compiled
-        parts = self.ranks.count * recipe.accumulation
+        check_parts(train, recipe.accumulation, ranks.count)
         # Gradients that several parts or processes add up to must not lie in a graph's memory.
-        self.graphs = train.device.type == "cuda" and parts == 1
-        if train.batch_size % parts or (parts > 1 and train.epoch_size < train.batch_size):
-            raise UserError(
-                f"train.batch_size: {train.batch_size} of {train.epoch_size} images cannot be dealt out to "
-                f"{self.ranks.count} processes with {recipe.accumulation} equal parts each: make it a multiple of "
-                f"{parts}, at most {train.epoch_size}"
-            )
+        self.graphs = train.device.type == "cuda" and ranks.count * recipe.accumulation == 1
         if len(validation) < self.ranks.count:
             raise UserError(
                 f"train.launcher: {self.ranks.count} processes cannot share {len(validation)} validation images: "
@@ -455,6 +487,9 @@ class Training:
             losses.append(loss)
             predictions.append(predicted)
             labels.append(target)
+            # At once where that costs nothing: a GPU would wait, and several processes end an epoch together.
+            if loss.device.type == "cpu" and self.ranks.count == 1 and not loss.isfinite():
+                break
         self._take_in(answer)  # the next step stops
         return torch.stack(losses), torch.cat(predictions), torch.cat(labels)
 
@@ -489,6 +524,27 @@ class Training:
             self._network = DistributedDataParallel(self.model)
         if self.compiled:
             self._network = torch.compile(self._network)
+        if self.ranks.count > 1:
+            self._order_gradients()
+
+    def _order_gradients(self) -> None:
+        """Let DistributedDataParallel see a step that changes nothing.
+
+        It adds the processes' gradients up in the order of the weights at first, and after one step in that in
+        which they come. So a training that is taken up again would round its next step otherwise than one that was
+        not stopped.
+        """
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        images = self.train.batch_size // (self.ranks.count * self.recipe.accumulation)
+        size, device = self.train.images.shape[1], self.train.device
+        part = torch.zeros(images, 1, size, size, device=device).to(memory_format=torch.channels_last)
+        self._network.train()
+        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32), normalising():
+            logits = self._network(part)
+        logits.float().sum().backward()
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
+        self.optimizer.zero_grad()
 
     def _keep_generator(self) -> None:
         """Keep the state of the generator that dropout draws from."""

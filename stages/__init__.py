@@ -3,9 +3,12 @@
 import argparse
 import inspect
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from braintumor.errors import UserError
 
@@ -21,12 +24,35 @@ def run(stage: Callable[..., None]) -> None:
     try:
         stage(**vars(parser.parse_args()))
     except UserError as error:
-        # Processes that torchrun has started on one machine mostly fail alike: one of them says why.
-        sys.exit(f"error: {error}" if os.environ.get("LOCAL_RANK", "0") == "0" else 1)
+        fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or "no memory is left"
+        fail(f"{reason[:200]}: lower the stage's batch_size in params.yaml, or raise train.accumulation")
     except OSError as error:  # no space, no permission, an input that no stage has made
         sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
+
+
+def fail(reason: str) -> NoReturn:
+    """End with a reason; several processes of one machine mostly fail alike, and the first says it for all."""
+    process = os.environ.get("LOCAL_RANK", "0")
+    if process != "0":
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, once the first one has failed
+        time.sleep(2)
+        reason = f"process {process}: {reason}"
+    sys.exit(f"error: {reason}")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a GPU or on the CPU, has found no memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, which most stages need not load
+        or "can't allocate memory" in str(error)
+    )
 
 
 def workers() -> int:

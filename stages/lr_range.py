@@ -1,5 +1,6 @@
 """Raise the learning rate step by step from far too small to far too large, and suggest one."""
 
+from dataclasses import replace
 from itertools import chain, count, islice
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from braintumor.lr_range import range_curve, range_rates, suggest_rate
 from braintumor.models import Architecture
 from braintumor.params import load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
-from braintumor.training import Recipe, make_optimizer, set_rate, train_step
+from braintumor.training import Recipe, check_parts, make_optimizer, set_rate, train_step
 from stages import run
+
+LARGEST_PART = 64  # images
 
 
 def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
@@ -29,6 +32,8 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     model = Architecture.of(train, array.shape[1], len(sets.classes)).build(train.pretrained)
     model.to(device, memory_format=torch.channels_last)
     recipe = pick(Recipe, train)
+    check_parts(sets.train, recipe.accumulation)
+    recipe = replace(recipe, accumulation=parts_of(train.batch_size, recipe.accumulation))
     optimizer = make_optimizer(model, train.optimizer, train.weight_decay, train.body_lr)
     rates = range_rates(test.start, test.end, test.steps)
     augmentation = pick(Augmentation, train)
@@ -48,6 +53,12 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
         print("the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end")
     else:
         print(f"the loss falls fastest at a learning rate of {suggestion:.3g} (train.lr: {train.lr})")
+
+
+def parts_of(batch_size: int, accumulation: int) -> int:
+    """Return in how many equal parts the batch of all processes goes through this one, as their shares would."""
+    fitting = (n for n in range(accumulation, batch_size, accumulation) if batch_size % n == 0)
+    return next((n for n in fitting if batch_size // n <= LARGEST_PART), accumulation)
 
 
 if __name__ == "__main__":

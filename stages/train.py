@@ -14,7 +14,7 @@ import torch
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision, describe_environment, keep_freed_memory
-from braintumor.distributed import joined, place_on_machine, starts_first
+from braintumor.distributed import check_launcher, joined, place_on_machine, starts_first
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
@@ -38,6 +38,7 @@ def main(
     params = load_params(Path("params.yaml"))
     train = params.train
     unfinished = weights.parent / "unfinished"
+    check_launcher()
     lock = claim(unfinished) if starts_first() else None
     keep_freed_memory()
     device = choose_device(train.device, train.threads, *place_on_machine())
@@ -59,8 +60,8 @@ def main(
         sets.train.deviation,
         describe_environment(device, choose_precision(train.precision, device)),
     )
-    answer(leave)
-    with joined(device) as ranks:
+    with joined(device) as ranks:  # waiting for the others, a process can only end, as it does without this
+        answer(leave)
         training = make_training(train, architecture, recipe, sets, device, ranks)
         # After all of the code that trains is loaded, which is part of the key.
         key = configuration(params, recipe, [images, split], device)
@@ -91,12 +92,13 @@ def main(
         "best_epoch": best.number,
     }
     write_metrics(summary | best.flat(), metrics)
+    answer(signal.SIG_IGN)  # all is done: one that DVC takes for stopped would train anew
     if lock:
         release(lock)
     checkpoint.delete()
 
 
-def answer(handler: Callable[[int, FrameType | None], object]) -> None:
+def answer(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
     """Let a handler answer a preemption and Ctrl-C; where it leaves, DVC sees a stage that has failed."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)

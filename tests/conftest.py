@@ -1,8 +1,10 @@
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,17 @@ TINY = OVERRIDES | {
 def pytest_collection_modifyitems(items):
     # The worker that makes the finished project begins with it; the other one has enough else to do meanwhile.
     items.sort(key=lambda item: "finished" not in item.fixturenames)
+
+
+@contextmanager
+def full_disk(left):
+    """Let no file of this process become larger than so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Checkout:

@@ -10,9 +10,10 @@ import psutil
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
-from braintumor.distributed import ALONE, joined
+from braintumor.distributed import check_launcher
 from braintumor.errors import UserError
 from tests.conftest import PROJECT
 
@@ -88,6 +89,48 @@ def test_two_processes_stop_where_one_is_preempted_and_end_as_if_they_had_not(ch
 
 
 @pytest.mark.slow
+def test_three_processes_go_on_where_they_were_killed_as_if_they_had_not(checkout):
+    """Three numbers' sum depends on their order."""
+    three = LAUNCHER.replace("=2", "=3")
+    weights = checkout.folder / "models/model.safetensors"
+    checkout.params({"train": {"epochs": 3, "batch_size": 6}})
+    checkout.run(STAGE.replace("${train.launcher}", three))
+    undisturbed = weights.read_bytes()
+    checkout.run(checkout.train_until(14, signal.SIGKILL, three), code=1)  # in the second epoch's 11 steps
+    output = checkout.run(STAGE.replace("${train.launcher}", three))
+    assert "going on after epoch 1 of 3\n" in output
+    assert weights.read_bytes() == undisturbed
+
+
+@pytest.mark.slow
+def test_a_sigterm_to_torchrun_stops_all_and_is_taken_up_again(checkout):
+    checkout.params({"train": PLAIN | {"epochs": 200}})
+    process = subprocess.Popen(
+        TWO.split(),
+        cwd=checkout.folder,
+        env=checkout.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 2/200"):
+            process.terminate()
+        elif line.startswith("stopped: models/unfinished/"):
+            break
+    else:
+        pytest.fail(process.stderr.read())
+    assert process.wait(timeout=60) == 1
+    process.communicate()
+    process = subprocess.Popen(
+        ONE.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
+    )
+    assert any(line.startswith("going on after epoch ") for line in process.stdout)
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
     process = subprocess.Popen(
@@ -127,11 +170,45 @@ def test_processes_that_something_else_has_started_do_not_each_train_alone(monke
     for many in ("8", "eight"):
         monkeypatch.setenv(name, many)
         with pytest.raises(UserError, match=rf"^train.launcher: {many} processes were started \({name}\)"):
-            joined(torch.device("cpu")).__enter__()
+            check_launcher()
     for alone in ("1", ""):
         monkeypatch.setenv(name, alone)
-        with joined(torch.device("cpu")) as ranks:
-            assert ranks == ALONE
+        check_launcher()
+
+
+def test_processes_that_something_else_has_started_do_not_blame_one_another(checkout):
+    checkout.env["PMI_SIZE"] = "2"
+    lock = checkout.folder / "models/unfinished/lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock, fallback_to_soft=False):  # as the other one has it
+        output = checkout.run(ONE, code=1)
+    assert output.startswith("error: train.launcher: 2 processes were started (PMI_SIZE)")
+
+
+def test_a_process_that_fails_alone_says_why(checkout):
+    patch = (
+        "import os\nfrom braintumor.errors import UserError\n"
+        "make = stage.make_training\n"
+        "def failing(*arguments):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise UserError('nothing could be downloaded')\n"
+        "    return make(*arguments)\n"
+        "stage.make_training = failing\n"
+    )
+    output = checkout.run(checkout.train_with(patch, LAUNCHER), code=1)
+    errors = re.findall(r"^error:.*$", output, re.MULTILINE)
+    assert errors == ["error: process 1: nothing could be downloaded"]
+
+
+def test_batch_norms_of_two_processes_are_those_of_two_parts_in_one(checkout):
+    """Each part of a batch is normalised by its own images, in one process or in two."""
+    norms = {"precision": "float32", "epochs": 3, "lr": 0.05}
+    checkout.params({"train": norms | {"accumulation": 2}})
+    checkout.run(ONE)
+    one = curves(checkout)
+    checkout.params({"train": {"accumulation": 1}})
+    checkout.run(TWO)
+    assert curves(checkout)["train_loss"].to_numpy() == pytest.approx(one["train_loss"].to_numpy(), abs=1e-3)
 
 
 def test_synchronised_norms_need_a_gpu(checkout):

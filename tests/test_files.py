@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -23,6 +24,16 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     assert file.read_text() == "old"
+
+
+def test_the_error_of_a_full_disk_says_which_file(tmp_path):
+    file = tmp_path / "a.csv"
+    with pytest.raises(OSError, match="left on device") as caught, replacing_file(file) as beside:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(file) and not beside.exists()
+    with pytest.raises(FileNotFoundError) as caught, replacing_file(file):
+        (tmp_path / "input.csv").read_text()
+    assert caught.value.filename == str(tmp_path / "input.csv")
 
 
 def test_an_error_leaves_the_folder_as_it_was(tmp_path):

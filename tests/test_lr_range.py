@@ -1,8 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from braintumor.lr_range import range_curve, range_rates, suggest_rate
+from stages.lr_range import parts_of
+from tests.conftest import PROJECT
+
+STAGE = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["lr_range"]["cmd"]
 
 
 def test_rates_rise_by_one_factor():
@@ -42,3 +47,25 @@ def test_a_loss_that_never_falls_suggests_nothing():
     for losses in ([1.0, 1.5, 2.0], [1.0]):
         curve = pd.DataFrame({"lr": np.geomspace(1, 4, 3)[: len(losses)], "smoothed_loss": losses})
         assert suggest_rate(curve) is None
+
+
+def test_the_stage_raises_the_rate_until_the_training_diverges(checkout):
+    checkout.params({"lr_range": {"start": 1e-5, "end": 1e12, "steps": 18}})
+    checkout.run(STAGE)
+    curve = pd.read_csv(checkout.folder / "plots/lr_range.csv")
+    assert curve["lr"].to_numpy() == pytest.approx(range_rates(1e-5, 1e12, 18)[: len(curve)], rel=1e-3)
+    assert 4 < len(curve) < 18  # a rate of 1e12 is far too large
+
+
+def test_the_stage_refuses_the_parts_that_the_training_would(checkout):
+    checkout.params({"train": {"batch_size": 16, "accumulation": 3}})
+    output = checkout.run(STAGE, code=1)
+    assert output.startswith("error: train.batch_size: 16 of ") and output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "parts"),
+    [(64, 1, 1), (64, 4, 4), (512, 1, 8), (512, 2, 8), (200, 1, 4), (96, 1, 2), (127, 1, 1), (768, 6, 12)],
+)
+def test_the_batch_of_many_processes_is_taken_in_parts(batch_size, accumulation, parts):
+    assert parts_of(batch_size, accumulation) == parts

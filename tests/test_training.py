@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import braintumor.training
 from braintumor.batches import Augmentation, Batches
 from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision
@@ -33,7 +34,7 @@ from braintumor.training import (
     predict,
     set_rate,
 )
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, full_disk
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -253,8 +254,10 @@ def test_no_step_waits_for_the_gpu():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_body_may_join_late_at_the_full_rate(optimizer):
-    training = train(replace(epochs=3, frozen_epochs=2, optimizer=optimizer))
-    assert len(training.epochs) == 3
+    recipe = replace(epochs=3, frozen_epochs=2, optimizer=optimizer)
+    frozen, joined = train(recipe, epochs=2), train(recipe)
+    for name, value in frozen.model.named_parameters():
+        assert not torch.equal(value, joined.model.get_parameter(name)), name
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -420,6 +423,14 @@ def test_a_training_that_diverges_is_an_error():
         train(replace(lr=1e12))
 
 
+def test_a_loss_that_is_no_number_ends_the_epoch_at_once(monkeypatch):
+    step, steps = braintumor.training.train_step, []
+    monkeypatch.setattr(braintumor.training, "train_step", lambda *given: steps.append(1) or step(*given))
+    with pytest.raises(Diverged) as caught:
+        train(replace(lr=1e12))
+    assert f"batch {len(steps)} of 15" in str(caught.value) and len(steps) < 15
+
+
 def test_a_training_that_diverges_late_keeps_its_best_weights():
     whole = train(replace(epochs=2))
     training = train(replace(epochs=3), epochs=2)
@@ -431,6 +442,24 @@ def test_a_training_that_diverges_late_keeps_its_best_weights():
     for name, value in best.items():
         assert torch.equal(value, training.best_weights[name])
         assert value.isfinite().all()
+
+
+def test_one_image_of_one_place_cannot_be_normalised():
+    model = Architecture.named("resnet", [8, 16, 32, 64], None, 0.0, 32, 2).build()  # 32 pixels, halved five times
+    training = Training(model, *make_sets(), AUGMENTATION, replace(accumulation=16), torch.float32)
+    with pytest.raises(UserError, match=r"^train\.batch_size: one image at a time, .* raise preprocess\.size$"):
+        training.run_epoch()
+
+
+def test_a_disk_that_is_full_leaves_the_last_state_and_is_an_error_of_the_file(tmp_path):
+    checkpoint = Checkpoint(tmp_path, "key")
+    checkpoint.save({"value": torch.ones(10)})
+    for left in (0, 1000, 100_000):
+        with full_disk(left), pytest.raises(OSError) as caught:
+            checkpoint.save({"value": torch.zeros(100_000)})
+        assert caught.value.filename == str(checkpoint.file) and caught.value.strerror
+    assert torch.equal(checkpoint.load()["value"], torch.ones(10))
+    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.file.name]
 
 
 def test_norms_and_biases_do_not_decay():

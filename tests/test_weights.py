@@ -6,6 +6,7 @@ import torch
 from braintumor.errors import UserError
 from braintumor.models import Architecture
 from braintumor.weights import Description, load_model, save_model
+from tests.conftest import full_disk
 
 
 @pytest.fixture
@@ -38,6 +39,16 @@ def test_equal_models_give_equal_bytes(saved, tmp_path):
     others = tmp_path / "other.safetensors", tmp_path / "other.json"
     save_model(model.state_dict(), description, *others)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in others]
+
+
+def test_a_disk_that_is_full_leaves_the_model_as_it_was_and_is_an_error_of_the_file(saved):
+    model, description, files = saved
+    before = files[0].read_bytes()
+    with full_disk(len(before) // 2), pytest.raises(OSError) as caught:
+        save_model(model.state_dict(), description, *files)
+    assert caught.value.filename == str(files[0]) and caught.value.strerror
+    assert sorted(file.name for file in files[0].parent.iterdir()) == sorted(file.name for file in files)
+    assert files[0].read_bytes() == before
 
 
 def test_weights_of_another_architecture_are_an_error(saved):
