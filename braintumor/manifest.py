@@ -104,7 +104,8 @@ def read_patients(file: Path, paths: Iterable[str]) -> pd.Series:
     Raises
     ------
     UserError
-        If the file cannot be read, lacks a column, names an image twice, or names none of the images.
+        If the file cannot be read, lacks a column, names an image twice, or names none of the images or one that
+        there is not: its patient would be on no side that a split knows of.
     """
     try:
         with file.open(encoding="utf-8") as lines:
@@ -117,13 +118,18 @@ def read_patients(file: Path, paths: Iterable[str]) -> pd.Series:
     patients = table.set_index(table["path"].str.strip())["patient"].str.strip()
     if patients.index.has_duplicates:
         raise UserError(f"audit.patients: {file} names {patients.index[patients.index.duplicated()][0]} twice")
-    patients = patients.replace("", None).reindex(list(paths))
-    if patients.isna().all():
+    found = patients.replace("", None).reindex(list(paths))
+    if found.isna().all():
         raise UserError(
             f"audit.patients: {file} names none of the images; it belongs to other data: set audit.patients to "
             "null, or to data/raw/patients.csv where the data bring their own"
         )
-    return patients
+    if len(others := patients.index.difference(found.index)):
+        raise UserError(
+            f"audit.patients: {file} names {len(others)} images that there are not, first {others[0]}: write the "
+            f"paths as {found.index[0]} is, and take away the lines of images that you have left out"
+        )
+    return found
 
 
 def add_groups(

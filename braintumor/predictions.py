@@ -17,12 +17,13 @@ def mark_seen(split: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame without the column subset
         And with ``copied`` (there is a copy among the images that trained or validated) and ``patient_seen`` (the
-        patient is known and has one there).
+        patient is known, by a copy too, and has one there).
     """
-    seen = split[split["subset"].isin([TRAIN, VALIDATION])]
-    tested = split[split["subset"] == TEST].drop(columns="subset").reset_index(drop=True)
-    tested["copied"] = tested["copy_group"].isin(seen["copy_group"])
-    tested["patient_seen"] = tested["patient"].isin(seen["patient"].dropna())
+    person = split["patient"].fillna(split.groupby("copy_group")["patient"].transform("first"))
+    seen, testing = split["subset"].isin([TRAIN, VALIDATION]), split["subset"] == TEST
+    tested = split[testing].drop(columns="subset").reset_index(drop=True)
+    tested["copied"] = tested["copy_group"].isin(split["copy_group"][seen])
+    tested["patient_seen"] = person[testing].isin(person[seen].dropna()).to_numpy()
     return tested
 
 

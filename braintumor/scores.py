@@ -30,7 +30,7 @@ def confusion_matrices(
     return cells.sum(0, keepdims=True) if resamples is None else resamples.sums(cells)
 
 
-def macro_scores(matrices: np.ndarray) -> dict[str, np.ndarray]:
+def macro_scores(matrices: np.ndarray, left_out: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Return scores over all classes, for many confusion matrices at once.
 
     As scikit-learn has them: a class without images or predictions has precision, recall and f1 of 0, the balanced
@@ -39,26 +39,40 @@ def macro_scores(matrices: np.ndarray) -> dict[str, np.ndarray]:
     Parameters
     ----------
     matrices : ndarray of shape (m, classes, classes)
+    left_out : ndarray of shape (m, classes), bool, optional
+        Classes that a resample has not drawn: no score is over them, and where one class is left, MCC and kappa
+        are nan in place of 0.
 
     Returns
     -------
     dict of ndarrays of shape (m,)
     """
+    out = np.zeros(matrices.shape[:2], bool) if left_out is None else left_out
     right = np.diagonal(matrices, axis1=1, axis2=2)
     actual, predicted = matrices.sum(2), matrices.sum(1)
     n, hits = actual.sum(1), right.sum(1)
     by_chance = (actual * predicted).sum(1)
     spread = (n**2 - (actual**2).sum(1)) * (n**2 - (predicted**2).sum(1))
     recall = _ratio(right, actual)
+    alone = (~out).sum(1) == 1
+
+    def mean(scores: np.ndarray) -> np.ndarray:
+        return np.where(out, 0, scores).sum(1) / (~out).sum(1)
+
     return {
         "accuracy": hits / n,
         "balanced_accuracy": recall.sum(1) / (actual > 0).sum(1),
-        "precision": _ratio(right, predicted).mean(1),
-        "recall": recall.mean(1),
-        "f1": _ratio(2 * right, actual + predicted).mean(1),
-        "mcc": _ratio(n * hits - by_chance, np.sqrt(spread)),
-        "kappa": _ratio(n * hits - by_chance, n**2 - by_chance),
+        "precision": mean(_ratio(right, predicted)),
+        "recall": mean(recall),
+        "f1": mean(_ratio(2 * right, actual + predicted)),
+        "mcc": np.where(alone, np.nan, _ratio(n * hits - by_chance, np.sqrt(spread))),
+        "kappa": np.where(alone, np.nan, _ratio(n * hits - by_chance, n**2 - by_chance)),
     }
+
+
+def not_drawn(matrix: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Say which classes of a test set its resamples lack: shape (m, classes), bool."""
+    return (matrix.sum(1) > 0) & (matrices.sum(2) == 0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -86,8 +100,9 @@ def score_predictions(
         (macro, one class against the rest).
     """
     predicted, classes = probabilities.argmax(1), probabilities.shape[1]
-    values = macro_scores(confusion_matrices(labels, predicted, classes))
-    bounds = macro_scores(confusion_matrices(labels, predicted, classes, resamples))
+    matrix, matrices = (confusion_matrices(labels, predicted, classes, drawn) for drawn in (None, resamples))
+    values = macro_scores(matrix)
+    bounds = macro_scores(matrices, not_drawn(matrix[0], matrices))
     scores = {name: (float(values[name][0]), *percentile_interval(bounds[name])) for name in values}
     areas, resampled = class_areas(labels, probabilities), resampled_areas(labels, probabilities, resamples)
     for name, area, over in zip(("auc", "average_precision"), areas, resampled, strict=True):
@@ -120,7 +135,7 @@ def score_classes(
     matrix = confusion_matrices(labels, predicted, n)[0]
     matrices = confusion_matrices(labels, predicted, n, resamples)
     right = np.diagonal(matrices, axis1=1, axis2=2)
-    f1 = _ratio(2 * right, matrices.sum(1) + matrices.sum(2))
+    f1 = np.where(not_drawn(matrix, matrices), np.nan, _ratio(2 * right, matrices.sum(1) + matrices.sum(2)))
     areas, resampled = class_areas(labels, probabilities), resampled_areas(labels, probabilities, resamples)
     rows = []
     for i, name in enumerate(classes):

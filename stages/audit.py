@@ -35,7 +35,8 @@ def main(
         )
     patients = None
     if params.patients:
-        patients = library.read_patients(Path(params.patients).expanduser(), table["path"])
+        known = library.read_patients(Path(params.patients).expanduser(), paths)
+        patients = known.reindex(table["path"])  # without what cannot be read
     table = library.add_groups(table, signatures, patients, params.similarity)
     write_table(table, manifest)
     summary = library.summarise(table, len(unreadable))

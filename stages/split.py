@@ -11,12 +11,13 @@ from stages import run
 def main(manifest: Path, split: Path) -> None:
     params = load_params(Path("params.yaml")).split
     table = read_table(manifest)
-    if params.group_by == "copy":
-        table["group"] = table["copy_group"]
+    # What is kept together. The table keeps its groups, of people where they are known, whose images are not
+    # independent however the cut is made.
+    cut = table.assign(group=table["copy_group"]) if params.group_by == "copy" else table
     if params.protocol not in ("grouped", "source") and TESTING not in set(table["folder"]):
         print(f"no Testing folder: fold {params.fold} of {params.folds} is the test set")
     table["subset"] = assign_subsets(
-        table, params.protocol, params.folds, params.fold, params.validation_folds, params.seed, params.source
+        cut, params.protocol, params.folds, params.fold, params.validation_folds, params.seed, params.source
     )
     write_table(table[["path", "class", "copy_group", "patient", "group", "subset"]], split)
     print(describe_subsets(table))

@@ -145,7 +145,7 @@ def test_patients_are_text_in_the_order_of_the_images(tmp_path):
     file = tmp_path / "patients.csv"
     file.write_text("# source: made up\npath,patient,more\nb.png,007,x\na.png,12,y\n")
     assert read_patients(file, ["a.png", "b.png", "c.png"]).tolist()[:2] == ["12", "007"]
-    assert read_patients(file, ["c.png", "a.png"]).isna().tolist() == [True, False]
+    assert read_patients(file, ["c.png", "b.png", "a.png"]).isna().tolist() == [True, False, False]
     file.write_text("path,patient\nimg#1.png, P#12 \n b.png ,NA\nc.png,\n")
     patients = read_patients(file, ["img#1.png", "b.png", "c.png"])
     assert patients.tolist()[:2] == ["P#12", "NA"]
@@ -158,6 +158,7 @@ def test_patients_are_text_in_the_order_of_the_images(tmp_path):
         ("path,person\na.png,1\n", "has no column patient"),
         ("path,patient\na.png,1\na.png,2\n", "names a.png twice"),
         ("path,patient\nz.png,1\n", "names none of the images.*null"),
+        ("path,patient\na.png,1\na.PNG,1\nz.png,2\n", "names 2 images that there are not, first a.PNG"),
         ("", "cannot be read"),
         (None, "cannot be read"),
     ],

@@ -229,6 +229,15 @@ def test_an_input_that_is_not_there_is_one_line(checkout):
     assert output.strip() == "error: data/manifest.csv: No such file or directory"
 
 
+def test_a_cut_by_copy_still_knows_whose_images_are_not_independent(checkout):
+    checkout.params({"split": {"group_by": "copy"}})
+    checkout.run(DVC["stages"]["split"]["cmd"])
+    manifest, split = (read_table(checkout.folder / f"data/{name}.csv") for name in ("manifest", "split"))
+    assert split["group"].tolist() == manifest["group"].tolist()
+    assert split.groupby("copy_group")["subset"].nunique().max() == 1
+    assert split.groupby("group")["subset"].nunique().max() > 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["cnn0", "torchvision/shufflenet_v2_x0_5"])
 def test_other_networks_are_explained_too(checkout, model):

@@ -3,12 +3,13 @@ import pandas as pd
 import pytest
 from sklearn import metrics
 
-from braintumor.intervals import percentile_interval, resample_groups, wilson_interval
+from braintumor.intervals import Resamples, percentile_interval, resample_groups, wilson_interval
 from braintumor.scores import (
     confusion_matrices,
     describe_scores,
     flat_metrics,
     macro_scores,
+    not_drawn,
     score_classes,
     score_predictions,
 )
@@ -78,6 +79,34 @@ def test_every_resample_is_scored_as_scikit_learn_would_score_it():
     assert overall["mcc"] == pytest.approx(
         (SKLEARN["mcc"](labels, predicted), *percentile_interval(scores["mcc"]))
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_that_a_resample_does_not_draw_is_left_out_of_it():
+    """No error was made, so no resample knows of one, though many lack a class of two groups."""
+    for classes in (2, 3):
+        labels = np.repeat(np.arange(classes), 4)
+        probabilities, groups = 0.8 * np.eye(classes)[labels] + 0.2 / classes, np.arange(4 * classes) // 2
+        resamples = resample_groups(groups, 200, seed=0)
+        drawn = np.stack([resamples.sums(labels == label) for label in range(classes)], axis=1) > 0
+        assert not drawn.all()
+        assert classes > 2 or (drawn.sum(axis=1) == 1).any()
+        overall = score_predictions(labels, probabilities, resamples)
+        assert {name for name, score in overall.items() if score != pytest.approx((1, 1, 1))} == set()
+        table = score_classes(labels, probabilities, list("abc")[:classes], resamples)
+        assert (table[["f1", "f1_low", "f1_high"]] == 1).all(axis=None)
+
+
+def test_the_error_in_a_class_that_a_resample_draws_counts_in_it():
+    # Two groups of two images each, one class each; one image of the second is wrong.
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0])
+    resamples = Resamples(np.array([[2.0, 0.0], [0.0, 2.0], [1.0, 1.0]]), labels)
+    matrices = confusion_matrices(labels, predicted, 2, resamples)
+    scores = macro_scores(matrices, not_drawn(confusion_matrices(labels, predicted, 2)[0], matrices))
+    assert scores["recall"].tolist() == [1, 0.5, 0.75]
+    assert scores["precision"].tolist() == pytest.approx([1, 1, (2 / 3 + 1) / 2])
+    assert scores["f1"].tolist() == pytest.approx([1, 2 / 3, (4 / 5 + 2 / 3) / 2])
+    assert np.isnan(scores["mcc"]).tolist() == np.isnan(scores["kappa"]).tolist() == [True, True, False]
 
 
 def test_areas_are_the_macro_means_of_scikit_learn_with_the_interval_of_the_resamples():

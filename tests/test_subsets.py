@@ -37,6 +37,17 @@ def test_what_training_and_validation_have_seen_is_marked(split):
     assert tested["patient_seen"].tolist() == [True, True, False, False, False, False, False, False, True]
 
 
+def test_who_is_known_by_a_copy_is_known(split):
+    # Image 6 of r, who does not train, loses its patient, and its copy 7 gets q, who validates.
+    split.loc[[6, 7], "patient"] = [None, "q"]
+    tested = mark_seen(split)
+    assert tested["patient_seen"].tolist() == [True, True, True, True, False, False, False, False, True]
+    assert tested["patient"].isna().tolist()[2:4] == [True, False]
+    # A person who trains under a copy's name only.
+    split.loc[2, "copy_group"], split.loc[9, ["copy_group", "patient"]] = 6, [10, "z"]
+    assert mark_seen(split)["patient_seen"].tolist()[5:7] == [True, True]
+
+
 def test_the_subsets_are_cut_and_weighed(split):
     tested, probabilities = predict(split, [0.9, 0.1, 0.9, 0.4, 0.1, 0.1, 0.1, 0.9, 0.9])
     # right: 4 yes, 5 no, 6 yes, 7 no (copy of 6), 8 no, 9 yes, 10 yes, 11 no, 12 yes
