@@ -1,6 +1,7 @@
 """Reading an image file into a grey array, whatever its mode, bit depth or orientation."""
 
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,9 @@ class ReadImage:
     format: str
 
 
-def read_image(path: Path, at_least: int | None = None) -> ReadImage:
+def read_image(path: Path, at_least: int | None = None, max_pixels: int | None = None) -> ReadImage:
     """Read and decode an image file; see `decode_image`."""
-    return decode_image(path.read_bytes(), at_least)
+    return decode_image(path.read_bytes(), at_least, max_pixels)
 
 
 def decode_image(content: bytes, at_least: int | None = None, max_pixels: int | None = None) -> ReadImage:
@@ -191,6 +192,10 @@ def load_squares(files: list[Path], target: Path, size: int, crop: bool, letterb
 
     with replacing_file(target) as beside, ThreadPoolExecutor(workers) as pool:
         array = np.lib.format.open_memmap(beside, "w+", np.uint8, (len(files), size, size))
+        if hasattr(os, "posix_fallocate"):
+            # Else a disk that is full would end the process, without a word, amid the writing.
+            with beside.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, beside.stat().st_size)
         rows = range(len(files))
         for _ in tqdm(pool.map(load, rows), "decoding", len(files), unit="image", disable=None):
             pass

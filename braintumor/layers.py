@@ -68,8 +68,11 @@ def choose_layer(outputs: dict[str, Tensor], layer: str) -> str:
     UserError
         If there is no such layer, or its output is no set of maps.
     """
-    sides = {name: min(output.shape[2:]) for name, output in outputs.items() if output.ndim == 4}
-    sides = {name: side for name, side in sides.items() if side > 1}
+    # Maps of square images are square; Swin's (n, rows, columns, channels) have their channels last.
+    maps = {name: output.shape for name, output in outputs.items() if output.ndim == 4}
+    sides = {name: shape[2] for name, shape in maps.items() if shape[2] == shape[3] > 1}
+    if not sides:
+        raise UserError("explain.layer: no layer of this network says where: take a larger preprocess.size")
     if layer == "auto":
         enough = min(PLACES, max(sides.values()))
         return [name for name, side in sides.items() if side >= enough][-1]

@@ -14,6 +14,7 @@ import argparse
 import csv
 import glob
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,12 +70,35 @@ def find_scans(place: str) -> list[Path]:
     files = []
     for match in found:
         if match.is_dir():
-            files += [file for file in sorted(match.rglob("*")) if file.is_file() and is_scan(file)]
+            files += [file for file in walk(match) if is_scan(file)]
         else:
             files.append(match)
     if not files:
         raise UserError(f"{place}: has no scan in it")
     return list(dict.fromkeys(files))  # `**` matches a folder and what is in it
+
+
+def walk(folder: Path) -> list[Path]:
+    """List the files of a folder at any depth, by name; links are followed, as in the training data, once each.
+
+    Raises
+    ------
+    OSError
+        If a folder in it cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files, seen = [], set()
+    for top, names, contents in os.walk(folder, onerror=fail, followlinks=True):
+        if (place := os.path.realpath(top)) in seen:
+            names.clear()
+            continue
+        seen.add(place)
+        names.sort()  # of two ways to one folder the first by name counts
+        files += [file for name in contents if (file := Path(top, name)).is_file()]
+    return sorted(files)
 
 
 def read_squares(
@@ -97,6 +121,9 @@ def read_squares(
             files = find_scans(place)
         except UserError as error:
             problems.append(str(error))
+            continue
+        except OSError as error:  # a folder that may not be looked into, a name that is too long
+            problems.append(f"{error.filename or place}: {error.strerror or error}")
             continue
         for file in files:
             try:
@@ -251,6 +278,8 @@ def main() -> None:
         help="write what speaks for each class as pictures (Grad-CAM) into DIR",
     )
     arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be in another encoding
+        stream.reconfigure(errors="backslashreplace")
     problems: list[str] = []
     try:
         if arguments.overlay and arguments.model.suffix == ".onnx":

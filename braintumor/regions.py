@@ -84,6 +84,8 @@ def find_tumours(
         # Where the square is the whole image stretched, a fraction of the one is a fraction of the other.
         grey = _read(raw / path) if crop or letterbox else np.zeros((size, size), np.uint8)
         mask = _read(mask_file) if boxes is None else fill_box(boxes.loc[path].to_numpy(), grey.shape)
+        if boxes is None and 0 < mask.max() <= 127:
+            raise UserError(f"explain.boxes: {mask_file} is black but for {mask.max()}: white, 255, is the tumour")
         if (crop or letterbox) and mask.shape != grey.shape:
             raise UserError(f"explain.boxes: {mask_file} is not as large as {raw / path}")
         if crop:

@@ -187,11 +187,12 @@ def claim(results: Results, params: Params) -> dict[str, Any]:
         "in Training as well."
     ]
     if params.split.protocol == "official":
-        without = with_interval(test, "accuracy_copy_free")
+        without, n = with_interval(test, "accuracy_copy_free"), test["images_copy_free"]
+        line = f"Right: {without} of the {n} test images that have no copy in training."
         return {
             "label": "Without the copies",
-            "number": percent(test["accuracy_copy_free"]) if "accuracy_copy_free" in test else ABSENT,
-            "lines": [f"{without} of {test['images_copy_free']} test images have no copy in training.", *worth],
+            "number": percent(test["accuracy_copy_free"]) if n else ABSENT,
+            "lines": [line if n else "All test images have a copy in training.", *worth],
         }
     label = "What the official split would claim"
     rows = None if results.seeds is None else results.seeds.query("protocol == 'official'")
@@ -322,6 +323,13 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         else ""
     )
     folds = folds_text(results, params)
+    # As the report says it: one person's images are not independent.
+    drawn_anew = (
+        f"; with the tested people, or groups of copies, drawn anew the first is "
+        f"{100 * test['accuracy_groups_low']:.1f} to {percent(test['accuracy_groups_high'])}"
+        if test["errors"] and "accuracy_groups_low" in test
+        else ""
+    )
     sources = (
         " Part of the score is about scanners and sources; the report's baselines say how much."
         if border_tells(results.tables["baselines"])
@@ -335,7 +343,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
         f"{train['epochs']}.",
         "tested_on": f"{test['images']} images ({label.lower()}). {sentence}",
         "result": f"{with_interval(test, 'accuracy')} right; {with_interval(test, 'accuracy_distinct')} of "
-        f"{test['images_distinct']} distinct pictures{found}. 95% intervals.{folds and f' {folds}'}",
+        f"{test['images_distinct']} distinct pictures{found}. 95% intervals{drawn_anew}.{folds and f' {folds}'}",
         "weaknesses": f"Least sensitive in this test for {weakest['class']} ({interval_text(*weakest[bounds])}). "
         f"The patient is known for {data['images_of_known_patients']} of {data['images']} images only.{sources}",
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom")
+MOST_PIXELS = 100_000_000  # of a picture; a file of a few bytes may claim to be one of any size
 # Where an enhanced file keeps what an ordinary one has at its top, for all frames or for each.
 FRAME_SETTINGS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
@@ -35,7 +36,7 @@ class Slice:
 
 
 def is_scan(path: Path) -> bool:
-    """Tell by its name whether a file of a folder is meant to be read; one without a suffix by its first bytes."""
+    """Tell by its name whether a file of a folder is meant to be read, or by DICOM's mark in its first bytes."""
     name = path.name.lower()
     if name.startswith("."):
         return False
@@ -43,7 +44,8 @@ def is_scan(path: Path) -> bool:
         return True
     formats = Image.registered_extensions()
     try:
-        return formats.get(path.suffix.lower()) in Image.OPEN or (not path.suffix and _has_dicom_mark(path))
+        # DICOM files are often called by a number with dots in it.
+        return formats.get(path.suffix.lower()) in Image.OPEN or _has_dicom_mark(path)
     except OSError:  # reading it will say what is wrong
         return True
 
@@ -72,7 +74,7 @@ def read_slices(path: Path, count: int | None, at_least: int | None = None) -> l
     elif name.endswith(DICOM_SUFFIXES) or marked:
         read = _read_dicom
     else:
-        return [Slice(None, read_image(path, at_least).grey)]
+        return [Slice(None, read_image(path, at_least, MOST_PIXELS).grey)]
     try:
         with warnings.catch_warnings(action="ignore"):  # of what a reader finds odd and reads all the same
             return read(path, count)
@@ -168,18 +170,23 @@ def _read_nifti(path: Path, count: int | None) -> list[Slice]:
     """
     import nibabel
 
-    image = nibabel.as_closest_canonical(nibabel.load(path))
+    image = nibabel.load(path)
     volume = image.dataobj
     if len(volume.shape) < 2 or volume.dtype.fields:
         raise UnreadableImageError(f"no grey volume, but {volume.dtype} of {len(volume.shape)} dimensions")
+    if len(volume.shape) == 2:  # only three axes can be put in order
+        image = nibabel.Nifti1Image(np.asarray(volume)[..., None], image.affine)
+    image = nibabel.as_closest_canonical(image)
+    volume = image.dataobj
     volume = np.asarray(volume[(..., *[0] * (len(volume.shape) - 3))])  # the first of a series
-    volume = volume.reshape(*volume.shape, *[1] * (3 - volume.ndim))
-    spacing = np.array([*image.header.get_zooms()[:3], 1.0][:3])
+    spacing = np.array(image.header.get_zooms()[:3])
     flat = [axis for axis in range(3) if volume.shape[axis] == 1]
     widest = [axis for axis in range(3) if spacing[axis] >= 0.99 * spacing.max()]
     axis = (flat or widest)[-1]
     # Canonical axes run to the right, to the front and to the top.
     total = volume.shape[axis]
+    if not np.isfinite(volume).any():
+        raise UnreadableImageError("no finite voxel")
     return [
         Slice(i + 1 if total > 1 else None, stretch(np.flip(np.take(volume, i, axis)).T))
         for i in choose_slices(total, count)
@@ -196,5 +203,8 @@ def stretch(values: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of shape (rows, columns), uint8
+        Black where no value is a finite number.
     """
+    if not np.isfinite(values).any():
+        return np.zeros(values.shape, np.uint8)
     return to_grey(Image.fromarray(np.ascontiguousarray(values, np.float32)))

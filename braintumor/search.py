@@ -71,7 +71,14 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
     search = read_settings(file)
     if missing := {"space", "overrides", "trials", "startup", "warmup"} - search.keys():
         raise UserError(f"{file}: lacks {', '.join(sorted(missing))}")
+    counts = [search[name] for name in ("trials", "startup", "warmup")]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise UserError(f"{file}: trials, startup and warmup are whole numbers, got {counts}")
+    if not isinstance(search["space"], dict) or not isinstance(search["overrides"], dict):
+        raise UserError(f"{file}: space and overrides are params, each with what it may be")
     for name, kind in search["space"].items():
+        if not isinstance(kind, dict):
+            raise UserError(f"{file}: {name}: needs low and high, or choices")
         listed = "choices" in kind
         if not (kind["choices"] if listed else {"low", "high"} <= kind.keys()):
             raise UserError(f"{file}: {name}: needs low and high, or choices")
@@ -82,6 +89,10 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
                 with_overrides(content, search["overrides"] | {name: tried})
             except ValueError as error:  # pydantic's are such, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
+        if not listed:
+            kind["low"], kind["high"] = float(kind["low"]), float(kind["high"])
+            if kind["low"] >= kind["high"] or (kind.get("log") and kind["low"] <= 0):
+                raise UserError(f"{file}: {name}: low must be less than high, and over 0 where the scale is log")
     return search
 
 

@@ -1,6 +1,7 @@
 """Bringing a data set in, from Kaggle or from a folder or zip of one's own: checked, and in one layout."""
 
 import io
+import lzma
 import os
 import re
 import shutil
@@ -29,7 +30,8 @@ from braintumor.tables import TESTING, TRAINING
 
 IMAGES = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 SPLITS = {"training": TRAINING, "train": TRAINING, "testing": TESTING, "test": TESTING}
-LITTER = {"__MACOSX", ".ipynb_checkpoints", ".DS_Store", "Thumbs.db"}  # and ._*
+LITTER = {"__MACOSX", "Thumbs.db"}  # and what is hidden by a dot, such as .DS_Store, ._a.png and .git
+SET_ASIDE = {"val", "valid", "validation", "dev"}  # for validation, which the stage split cuts off itself
 
 TRIES = 5
 LONGEST_WAIT = 60  # seconds
@@ -62,7 +64,7 @@ def copy_images(source: Path, target: Path, expected: int | None = None) -> None
             if source.is_dir():
                 files, folders = _list_folder(source)
             else:
-                files, folders = _list_zip(stack.enter_context(ZipFile(source)))
+                files, folders = _list_zip(stack.enter_context(open_zip(source)))
             places, passed_over = arrange(source, files, folders)
             found = sum(place.parent != PurePosixPath() for place in places.values())
             if expected not in (None, found):
@@ -76,10 +78,22 @@ def copy_images(source: Path, target: Path, expected: int | None = None) -> None
                 # Reading a member to its end compares its checksum: a damaged image does not get through.
                 with files[path]() as reader, file.open("wb") as writer:
                     shutil.copyfileobj(reader, writer)
-        except (BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        except (BadZipFile, EOFError, NotImplementedError, zlib.error, lzma.LZMAError) as error:
             raise UserError(f"{source}: is not a whole zip file ({error}); get it again") from None
     if passed_over:
-        print(f"{source}: passed over {len(passed_over)} files that are no class's images, first {passed_over[0]}")
+        first = str(passed_over[0]).encode(errors="backslashreplace").decode()
+        print(f"{source}: passed over {len(passed_over)} files that are no class's images, first {first}")
+
+
+def open_zip(file: Path) -> ZipFile:
+    """Open a zip; names that it does not call UTF-8 are often so all the same, as macOS writes them."""
+    try:
+        return ZipFile(file, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        try:
+            return ZipFile(file)
+        except UnicodeDecodeError as error:
+            raise BadZipFile(f"a name in it is not what it says: {error}") from None
 
 
 def arrange(
@@ -89,7 +103,7 @@ def arrange(
 
     There is one folder per class, in ``Training`` and ``Testing`` (or ``train`` and ``test``, in any case) or
     without that level, which makes all of it training data. One folder may be around it all. A table
-    ``patients.csv`` beside the folders comes along.
+    ``patients.csv`` beside the folders, or beside the one around them, comes along. What is hidden does not count.
 
     Parameters
     ----------
@@ -122,6 +136,13 @@ def arrange(
     if split_folders and splits not in ([TRAINING], [TESTING, TRAINING]):
         names = ", ".join(folder.name for folder in split_folders)
         raise UserError(f"{source}: needs one folder {TRAINING} and at most one {TESTING}, has {names}")
+    pictured = {parent for path in files if path.suffix.lower() in IMAGES for parent in path.parents}
+    aside = [folder for folder in inside[root] if folder.name.lower() in SET_ASIDE and folder in pictured]
+    if split_folders and aside:
+        raise UserError(
+            f"{source}: {aside[0].name} would be left out: put its images into {TRAINING}; the stage split cuts "
+            "off what validates"
+        )
     if split_folders:
         pairs = [(SPLITS[top.name.lower()], folder) for top in split_folders for folder in inside[top]]
     else:
@@ -150,8 +171,10 @@ def arrange(
             f"{source}: the class {unknown[0]} is in {TESTING} and not in {TRAINING}; rename or delete it"
         )
     _check_names(source, places.values())
-    if (table := root / "patients.csv") in files:
-        places[table] = PurePosixPath("patients.csv")
+    for table in (root / "patients.csv", PurePosixPath("patients.csv")):
+        if table in files:
+            places[table] = PurePosixPath("patients.csv")
+            break
     return places, [path for path in files if path not in places]
 
 
@@ -169,7 +192,7 @@ def _check_names(source: Path, files: Iterable[PurePosixPath]) -> None:
 
 
 def _is_litter(path: PurePosixPath) -> bool:
-    return any(part in LITTER or part.startswith("._") for part in path.parts)
+    return any(part in LITTER or part.startswith(".") for part in path.parts)
 
 
 def _list_folder(folder: Path) -> tuple[dict[PurePosixPath, Opener], set[PurePosixPath]]:

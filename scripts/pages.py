@@ -186,6 +186,11 @@ def two_columns(run: Run, official: Run) -> dict[str, str]:
         [f"{of_accuracy(each[name])} of {each[name]['units']:,}" for name in ("all", "distinct", "copy_free")]
         for each in subsets
     )
+    over_people = (
+        f"; over people [{100 * test['accuracy_groups_low']:.1f}, {100 * test['accuracy_groups_high']:.1f}]"
+        for test in (run.scores("test"), official.scores("test"))
+    )
+    new[0], usual[0] = (cell + more for cell, more in zip((new[0], usual[0]), over_people, strict=True))
     results = [
         ["new people: `grouped` by patient, first of five folds (the committed run)", new[0], new[1]],
         *folds_row(),

@@ -265,12 +265,10 @@ def summary_of_errors(counted: pd.DataFrame, names: list[str]) -> str:
         wrong = wrong.sort_values(ascending=False, kind="stable") / seeds
         images = rows["distinct"].sum() / seeds
         share = f"{wrong.sum():.1f} ({100 * wrong.sum() / images:.1f}%)"
-        how = "; ".join(f"{taken} for {told} {n:.1f}" for (taken, told), n in wrong.head(3).items())
+        how = "; ".join(f"{label} called {told} {n:.1f}" for (label, told), n in wrong.head(3).items())
         whether = f"{title}, {'with' if copied else 'without'} a copy in training"
         lines.append([whether, name, f"{images:.0f}", share, how])
-    return pages.table(
-        ["part", "variant", "distinct images", "wrong", "most often taken for another class"], lines
-    )
+    return pages.table(["part", "variant", "distinct images", "wrong", "most often"], lines)
 
 
 def learning_curve(results: pd.DataFrame, names: list[str]) -> Figure:

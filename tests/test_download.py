@@ -317,6 +317,7 @@ def test_link_that_leads_nowhere(stage):
 
 LITTER = ["__MACOSX/Training/one/._0.png", "Training/one/.DS_Store", "Training/one/._0.png", "Training/Thumbs.db"]
 LITTER += ["Training/.ipynb_checkpoints/0.png", "Training/one/.ipynb_checkpoints/0.png"]
+LITTER += [".git/HEAD", ".thumbnails/0.png", "Training/one/.trashed-0.png"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
@@ -331,10 +332,20 @@ LITTER += ["Training/.ipynb_checkpoints/0.png", "Training/one/.ipynb_checkpoints
         ),
         (["a/0.png", "b c/0.png"], ["Training/a/0.png", "Training/b c/0.png"]),
         (["x/a/0.png", "x/b/0.png", "x/patients.csv"], ["Training/a/0.png", "Training/b/0.png", "patients.csv"]),
+        (["x/a/0.png", "x/b/0.png", "patients.csv"], ["Training/a/0.png", "Training/b/0.png", "patients.csv"]),
         (["Training/a/0.png", "Training/b/0.png"], ["Training/a/0.png", "Training/b/0.png"]),
         ([*SIX, *LITTER], SIX),
     ],
-    ids=["two levels", "folder around", "names in any case", "one level", "patients", "only Training", "litter"],
+    ids=[
+        "two levels",
+        "folder around",
+        "names in any case",
+        "one level",
+        "patients",
+        "patients beside the folder around",
+        "only Training",
+        "litter",
+    ],
 )
 def test_layouts(tmp_path, capsys, kind, paths, expected):
     if kind == "folder":
@@ -353,6 +364,32 @@ def test_says_what_it_passes_over(tmp_path, capsys):
     sources.copy_images(source, tmp_path / "raw")
     assert listing(tmp_path / "raw") == sorted(SIX)
     assert "passed over 3 files that are no class's images, first Other/one/0.png" in capsys.readouterr().out
+
+
+def test_a_name_that_cannot_be_printed_is_passed_over_like_another(tmp_path):
+    source = make_folder(tmp_path / "own", [*SIX, "\udcdcbersicht.txt"])
+    code = "import sys; from pathlib import Path; from braintumor import sources\n"
+    code += "sources.copy_images(Path(sys.argv[1]), Path(sys.argv[2]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, tmp_path / "raw"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "first \\udcdcbersicht.txt" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_in_a_zip_are_read_in_utf_8_where_they_are_that(tmp_path, encoding):
+    content = make_zip(["Sch@del/0.png", "b/0.png"])
+    other = "ä".encode(encoding)
+    file = tmp_path / "own.zip"
+    # As macOS writes them, without the flag that calls them UTF-8, and as old tools of DOS did.
+    file.write_bytes(content.replace(b"Sch@del", b"Sch" + other + b"del"[: 4 - len(other)]))
+    sources.copy_images(file, tmp_path / "raw")
+    assert (tmp_path / "raw/Training" / ("Schäde" if encoding == "utf-8" else "Schädel")).is_dir()
 
 
 def test_links_are_followed(tmp_path):
@@ -377,6 +414,8 @@ def test_links_are_followed(tmp_path):
         ([*SIX, "Testing/three/.DS_Store"], "Testing/three holds no image"),
         ([*SIX, "Testing/three/0.png"], "the class three is in Testing and not in Training"),
         (["Testing/a/0.png", "Testing/b/0.png"], "needs one folder Training"),
+        ([*SIX, "Val/one/0.png"], "Val would be left out: put its images into Training"),
+        ([*SIX, "validation/0.png"], "validation would be left out"),
         ([*SIX, "Training/one/A.png", "Training/one/a.PNG"], "Training/one/A.png and Training/one/a.PNG are one"),
         ([*SIX, "Training/one/\udcff.png"], "is not UTF-8"),
         (

@@ -1,3 +1,6 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -142,6 +145,21 @@ def test_squares_come_in_the_order_of_the_files(tmp_path):
     array = np.load(tmp_path / "out" / "images.npy", mmap_mode="r")
     assert (array.shape, array.dtype) == ((3, 16, 16), np.uint8)
     assert array[:, 8, 8].tolist() == [200, 10, 90]
+
+
+def test_the_room_of_the_array_is_taken_before_it_is_written(tmp_path, monkeypatch):
+    """A page that finds none on the disk would end the process without a word."""
+
+    def refuse(file, offset, length):
+        assert (offset, length) == (0, os.fstat(file).st_size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(OSError, match="No space left") as caught:
+        load_squares([tmp_path / "a.png"], tmp_path / "images.npy", 8, False, False, 1)
+    assert caught.value.filename == str(tmp_path / "images.npy")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_cropped_square_is_cut_from_the_whole_image(tmp_path):

@@ -64,7 +64,22 @@ def test_every_kind_of_torchvision_network_has_maps(name):
     outputs = layer_outputs(model, torch.zeros(1, 1, 224, 224))
     batches = Batches(np.zeros((1, 224, 224), np.uint8), [0], [1], 1, 0.2, 0.2, torch.device("cpu"))
     maps = gradcam(model, choose_layer(outputs, "auto"), batches)
-    assert min(maps.shape[1:]) >= 4
+    assert maps.shape[1] == maps.shape[2] >= 4
+
+
+@pytest.mark.slow
+def test_channels_that_come_last_are_no_places():
+    outputs = layer_outputs(build("torchvision/swin_t", 96), torch.zeros(1, 1, 96, 96))
+    assert outputs["network.features.5"].shape == (1, 6, 6, 384)
+    assert choose_layer(outputs, "auto") == "network.permute"
+    assert outputs["network.permute"].shape == (1, 768, 3, 3)
+
+
+def test_a_network_that_never_says_where_is_an_error():
+    outputs = {"patches": torch.zeros(1, 768, 1, 1), "head": torch.zeros(1, 3)}
+    for layer in ("auto", "patches"):
+        with pytest.raises(UserError, match=r"^explain\.layer: no layer .* larger preprocess\.size$"):
+            choose_layer(outputs, layer)
 
 
 def test_a_layer_by_name_and_one_that_there_is_not():

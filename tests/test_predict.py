@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -282,6 +284,32 @@ def test_what_cannot_be_read_is_a_line_each_after_the_others_are_done(folder, tm
     assert [line.split(":")[1].strip() for line in lines] == places[:-1]
     assert all(line.startswith("error: ") for line in lines)
     assert "Traceback" not in run(tmp_path, "empty.png", "--model", model, "--json", code=1)[1]
+
+
+def test_links_in_a_folder_are_followed_once(folder, tmp_path, run):
+    (tmp_path / "own/a").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "scans/00.png", tmp_path / "elsewhere/0.png")
+    (tmp_path / "own/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "own/a/circle").symlink_to(tmp_path / "own")
+    said = json.loads(run(folder, tmp_path / "own", "--json")[0])
+    assert [one["image"] for one in said] == [f"{tmp_path}/own/b/0.png"]
+
+
+def test_names_that_cannot_be_printed_or_opened_are_no_traceback(folder, tmp_path):
+    (tmp_path / "own").mkdir()
+    shutil.copy(folder / "scans/00.png", os.fsencode(tmp_path / "own") + b"/M\xfcller.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "braintumor.predict", tmp_path / "own", "a" * 300, "--model", "models"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "/own/M\\udcfcller.png" in done.stdout
+    assert done.stderr == f"error: {'a' * 300}: File name too long\n"
+    assert done.returncode == 1
 
 
 def test_a_picture_too_large_for_the_memory_is_a_line(folder, run, monkeypatch):

@@ -119,6 +119,12 @@ def test_a_mask_of_another_size_is_refused_where_it_could_not_be_laid_over_the_i
         find_tumours(scan / "masks", scan / "raw", [PATH], 64, True, False)
 
 
+def test_a_mask_of_labels_is_refused_rather_than_taken_for_an_empty_one(scan):
+    Image.fromarray(np.eye(64, dtype=np.uint8)).save(scan / "masks" / PATH)
+    with pytest.raises(UserError, match=rf"masks/{PATH} is black but for 1: white, 255, is the tumour"):
+        find_tumours(scan / "masks", scan / "raw", [PATH], 64, False, False)
+
+
 def test_a_mask_that_cannot_be_read_is_named(scan):
     (scan / "masks" / PATH).write_bytes(b"no image")
     with pytest.raises(UserError, match=rf"masks/{PATH} cannot be read: not an image"):

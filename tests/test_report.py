@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
+from braintumor.intervals import named
 from braintumor.params import load_params, with_overrides
 from braintumor.provenance import measured_on
-from braintumor.report import border_tells, folds_text, limits, protocol_of
-from braintumor.results import percent, with_interval
+from braintumor.report import border_tells, claim, folds_text, limits, protocol_of
+from braintumor.results import ABSENT, percent, with_interval
 from braintumor.sections import deployed_rows
 from braintumor.tables import read_table
 from tests.conftest import PROJECT
@@ -100,6 +101,21 @@ def test_the_border_speaks_of_sources_only_where_it_tells_more_than_the_commones
     (said,) = [line for line in limits(results, load_params(PROJECT / "params.yaml")) if "border" in line]
     assert told in said
     assert border_tells(table) == ("scanners" in told)
+
+
+@pytest.mark.parametrize(
+    ("right", "number", "line"),
+    [
+        ((0.9654, 0.939, 0.9806), "96.5%", "Right: 96.5% [93.9, 98.1] of the 318 test images that have no copy"),
+        (None, ABSENT, "All test images have a copy in training."),
+    ],
+)
+def test_the_official_split_is_shown_beside_its_images_without_a_copy(right, number, line):
+    data = {"testing_images": 9, "copied_testing_images": 5, "patients_in_both": 1, "patients_in_testing": 2}
+    test = {"images_copy_free": 318 if right else 0} | (named("accuracy_copy_free", right) if right else {})
+    params = with_overrides(load_params(PROJECT / "params.yaml").model_dump(), {"split.protocol": "official"})
+    said = claim(SimpleNamespace(metrics={"data": data, "test": test}), params)
+    assert said["number"] == number and said["lines"][0].startswith(line)
 
 
 def test_all_folds_are_summed_up_where_the_table_has_each_of_them():
@@ -213,6 +229,8 @@ def test_the_model_card_has_the_result(finished):
     test = json.loads((finished.folder / "metrics/test.json").read_text())
     card = (finished.folder / "models/README.md").read_text()
     assert with_interval(test, "accuracy") in card and with_interval(test, "accuracy_distinct") in card
+    low, high = (f"{100 * test[f'accuracy_groups_{end}']:.1f}" for end in ("low", "high"))
+    assert f"the first is {low} to {high}%" in card  # Wilson's is too narrow where images are of the same people
     assert "Research only, not a medical device" in card
 
 

@@ -128,9 +128,10 @@ def test_an_enhanced_file_keeps_its_settings_with_the_frames(tmp_path):
 
 
 def test_dicom_is_known_by_its_first_bytes(tmp_path):
-    path = write_dicom(tmp_path / "IM0001", RAMP)
-    assert is_scan(path)
-    assert (only(path) == stretched(RAMP)).all()
+    for name in ("IM0001", "1.2.840.113619.2.5.78", "a.IMA"):
+        path = write_dicom(tmp_path / name, RAMP)
+        assert is_scan(path), name
+        assert (only(path) == stretched(RAMP)).all()
 
 
 def volume(shape, spacing, orientation="RAS"):
@@ -173,6 +174,26 @@ def test_a_series_has_its_first_volume_read_and_a_flat_image_itself(tmp_path):
     assert [part.grey.max() for part in read_slices(tmp_path / "a.nii", None)] == [255, 255]
     nibabel.save(nibabel.Nifti1Image(series[:, :, 0, 0], np.eye(4)), tmp_path / "b.nii")
     assert (only(tmp_path / "b.nii") == stretched([[5, 4, 3, 2], [4, 3, 2, 1], [3, 2, 1, 0]])).all()
+    # Its axes run to the left and to the back, as ITK writes them.
+    turned = nibabel.Nifti1Image(series[::-1, ::-1, 0, 0], np.diag([-1.0, -1.0, 1.0, 1.0]))
+    nibabel.save(turned, tmp_path / "c.nii")
+    assert (only(tmp_path / "c.nii") == only(tmp_path / "b.nii")).all()
+
+
+def test_slices_without_a_number_are_black_and_a_volume_without_one_is_an_error(tmp_path):
+    values = np.full((4, 3, 3), np.nan, np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "none.nii")
+    with pytest.raises(UnreadableImageError, match="no finite voxel"):
+        read_slices(tmp_path / "none.nii", None)
+    values[0, 0, 1], values[1, 1, 1] = 5, 7
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    assert [part.grey.max() for part in read_slices(tmp_path / "a.nii", None)] == [0, 255, 0]
+
+
+def test_a_picture_of_more_pixels_than_any_scan_is_not_decoded(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")  # 50 kB
+    with pytest.raises(UnreadableImageError, match="20000 x 20000 is over the limit of 100000000 pixels"):
+        read_slices(tmp_path / "bomb.png", None)
 
 
 def test_scaled_volumes_are_read_in_their_own_numbers(tmp_path):

@@ -44,6 +44,14 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
             r"train\.dropout: needs low and high, or choices",
         ),
         ("{train.dropout: {low: 0.1}}}", r"train\.dropout: needs low and high, or choices"),
+        ("{train.dropout: 0.1}}", r"train\.dropout: needs low and high, or choices"),
+        ("{train.dropout: {low: 0.6, high: 0.1}}}", r"train\.dropout: low must be less than high"),
+        (
+            "{train.dropout: {low: 0.0, high: 0.6, log: true}}}",
+            r"train\.dropout: .* over 0 where the scale is log",
+        ),
+        ("[train.dropout]}", "space and overrides are params"),
+        ("}", "space and overrides are params"),
         ("{train.droput: {low: 0.1, high: 0.2}}}", r"train\.droput: no such param"),
     ):
         file.write_text(start + space)
@@ -51,6 +59,9 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
             search.read_search(file, CONTENT)
     file.write_text(f"{start}{{train.patience: {{choices: [null, 5]}}}}}}")  # nothing is a choice like others
     assert search.read_search(file, CONTENT)["space"]["train.patience"]["choices"] == [None, 5]
+    file.write_text("{trials: many, startup: 1, warmup: 1, overrides: {}, space: {}}")
+    with pytest.raises(UserError, match="are whole numbers, got \\['many', 1, 1\\]"):
+        search.read_search(file, CONTENT)
     file.write_text("{space: {}}")
     with pytest.raises(UserError, match="lacks overrides, startup, trials, warmup"):
         search.read_search(file, CONTENT)
