@@ -246,7 +246,7 @@ def summary(results: pd.DataFrame) -> str:
 
 
 def summary_of_errors(counted: pd.DataFrame, names: list[str]) -> str:
-    """Return how many of some variants' distinct images are wrong in each part, means over seeds, and how.
+    """Return how many distinct images variants get wrong in each part, means over seeds, and what is called what.
 
     Parameters
     ----------

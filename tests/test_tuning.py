@@ -123,8 +123,8 @@ def test_what_is_wrong_is_counted_in_distinct_images_as_the_mean_over_seeds():
     counted = pd.concat([table.assign(name="x", seed=seed) for seed, table in ((1, first), (2, second))])
     counted = pd.concat([counted, first.assign(name="y", seed=1)])
     lines = [line.strip("| ").split(" | ") for line in tuning.summary_of_errors(counted, ["y", "x"]).splitlines()]
-    assert lines[2][1:] == ["y", "4", "1.5 (37.5%)", "b for a 1.0; a for b 0.5"]
-    assert lines[3][1:] == ["x", "4", "0.8 (18.8%)", "b for a 0.5; a for b 0.2"]
+    assert lines[2][1:] == ["y", "4", "1.5 (37.5%)", "b called a 1.0; a called b 0.5"]
+    assert lines[3][1:] == ["x", "4", "0.8 (18.8%)", "b called a 0.5; a called b 0.2"]
     parts = [f"{where} a copy in training" for where in ("by patient, without", "image by image, without")]
     assert [line[0] for line in lines[2:]] == [parts[0]] * 2 + [parts[1]] * 2 + [
         parts[1].replace("without", "with")
@@ -162,7 +162,7 @@ def test_what_has_been_trained_is_written_once_in_the_order_of_the_variants(tmp_
     assert [line.split(" | ")[:2] for line in page if line.endswith("| 20 |")] == [
         ["| base", "1"], ["| half", "1"], ["| other", "1"],
     ]  # fmt: skip
-    assert "| by patient, without a copy in training | base | 2 | 1.5 (100.0%) | a for b 1.5 |" in page
+    assert "| by patient, without a copy in training | base | 2 | 1.5 (100.0%) | a called b 1.5 |" in page
     for file in (tuning.CURVE, tuning.OVERVIEW):
         assert np.asarray(Image.open(file).convert("L")).std() > 10
     # A row of settings that are not those of its name now stands for nothing.
