@@ -29,6 +29,19 @@ def curves(checkout):
     return pd.read_csv(checkout.folder / "plots/curves.csv")
 
 
+def start(checkout, command):
+    """Start a command whose stdout can be read as it comes; its stderr goes into a file."""
+    return subprocess.Popen(
+        command.split(),
+        cwd=checkout.folder,
+        env=checkout.env,
+        stdout=subprocess.PIPE,
+        stderr=(checkout.folder / "stderr.txt").open("w"),
+        text=True,
+        start_new_session=True,
+    )
+
+
 @pytest.mark.parametrize(("accumulation", "frozen_epochs"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epochs):
     checkout.params({"train": PLAIN | {"accumulation": accumulation, "frozen_epochs": frozen_epochs}})
@@ -105,26 +118,17 @@ def test_three_processes_go_on_where_they_were_killed_as_if_they_had_not(checkou
 @pytest.mark.slow
 def test_a_sigterm_to_torchrun_stops_all_and_is_taken_up_again(checkout):
     checkout.params({"train": PLAIN | {"epochs": 200}})
-    process = subprocess.Popen(
-        TWO.split(),
-        cwd=checkout.folder,
-        env=checkout.env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start(checkout, TWO)
     for line in process.stdout:
         if line.startswith("epoch 2/200"):
             process.terminate()
         elif line.startswith("stopped: models/unfinished/"):
             break
     else:
-        pytest.fail(process.stderr.read())
+        pytest.fail((checkout.folder / "stderr.txt").read_text())
     assert process.wait(timeout=60) == 1
     process.communicate()
-    process = subprocess.Popen(
-        ONE.split(), cwd=checkout.folder, env=checkout.env, stdout=subprocess.PIPE, text=True
-    )
+    process = start(checkout, ONE)
     assert any(line.startswith("going on after epoch ") for line in process.stdout)
     process.kill()
     process.communicate()
@@ -133,15 +137,7 @@ def test_a_sigterm_to_torchrun_stops_all_and_is_taken_up_again(checkout):
 @pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
-    process = subprocess.Popen(
-        TWO.split(),
-        cwd=checkout.folder,
-        env=checkout.env,
-        stdout=subprocess.PIPE,
-        stderr=(checkout.folder / "stderr.txt").open("w"),
-        text=True,
-        start_new_session=True,
-    )
+    process = start(checkout, TWO)
     started = any(line.startswith("epoch 2/500") for line in process.stdout)
     assert started, (checkout.folder / "stderr.txt").read_text()
     workers = psutil.Process(process.pid).children(recursive=True)
