@@ -123,7 +123,12 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     device : torch.device
         Of this process: what lies on GPUs is exchanged through NCCL, what lies on CPUs through gloo.
 
+    Raises
+    ------
+    UserError
+        If something else than torchrun has started several processes, see `check_launcher`.
     """
+    check_launcher()
     if not dist.is_torchelastic_launched():
         yield ALONE
         return

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 
+LARGEST_PART = 64  # images
+
 
 def range_rates(start: float, end: float, steps: int) -> list[float]:
     """Return learning rates from `start` to `end`, each the same factor above the last."""
@@ -47,3 +49,21 @@ def suggest_rate(curve: pd.DataFrame) -> float | None:
         return None
     slopes = np.gradient(falling["smoothed_loss"].to_numpy(), np.log(falling["lr"].to_numpy()))
     return float(falling["lr"].iloc[int(slopes.argmin())])
+
+
+def parts_of(batch_size: int, accumulation: int) -> int:
+    """Return in how many equal parts the batch of all processes goes through this one, as their shares would.
+
+    Parameters
+    ----------
+    batch_size : int
+    accumulation : int
+        Parts that one process is asked for; the result is a multiple of it where the batch allows that.
+
+    Returns
+    -------
+    int
+        The least number of parts of at most `LARGEST_PART` images; `accumulation` where none are equal.
+    """
+    fitting = (n for n in range(accumulation, batch_size, accumulation) if batch_size % n == 0)
+    return next((n for n in fitting if batch_size // n <= LARGEST_PART), accumulation)

@@ -8,14 +8,12 @@ import torch
 
 from braintumor.batches import Augmentation, make_sets
 from braintumor.device import choose_device, choose_precision, keep_freed_memory
-from braintumor.lr_range import range_curve, range_rates, suggest_rate
+from braintumor.lr_range import parts_of, range_curve, range_rates, suggest_rate
 from braintumor.models import Architecture
 from braintumor.params import load_params, pick
 from braintumor.tables import read_images, read_table, write_metrics, write_table
 from braintumor.training import Recipe, check_parts, make_optimizer, set_rate, train_step
 from stages import run
-
-LARGEST_PART = 64  # images
 
 
 def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
@@ -53,12 +51,6 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
         print("the loss falls at no learning rate of the test: lower lr_range.start or raise lr_range.end")
     else:
         print(f"the loss falls fastest at a learning rate of {suggestion:.3g} (train.lr: {train.lr})")
-
-
-def parts_of(batch_size: int, accumulation: int) -> int:
-    """Return in how many equal parts the batch of all processes goes through this one, as their shares would."""
-    fitting = (n for n in range(accumulation, batch_size, accumulation) if batch_size % n == 0)
-    return next((n for n in fitting if batch_size // n <= LARGEST_PART), accumulation)
 
 
 if __name__ == "__main__":

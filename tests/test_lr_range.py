@@ -3,8 +3,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from braintumor.lr_range import range_curve, range_rates, suggest_rate
-from stages.lr_range import parts_of
+from braintumor.lr_range import parts_of, range_curve, range_rates, suggest_rate
 from tests.conftest import PROJECT
 
 STAGE = yaml.safe_load((PROJECT / "dvc.yaml").read_text())["stages"]["lr_range"]["cmd"]

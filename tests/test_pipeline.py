@@ -494,6 +494,22 @@ def test_a_training_whose_dvc_was_killed_keeps_others_away_and_can_be_taken_up(c
     assert "going on after epoch" in output and "epoch 1/500" not in output
 
 
+def test_a_training_that_is_done_is_not_thrown_away_by_a_sigterm(checkout):
+    # It comes when all is written, before the process has ended.
+    checkout.params({"train": {"epochs": 1}})
+    patch = (
+        "import os, braintumor.checkpoint as checkpoint\n"
+        "delete = checkpoint.Checkpoint.delete\n"
+        "def interrupted(self):\n"
+        f"    os.kill(os.getpid(), {int(signal.SIGTERM)})\n"
+        "    delete(self)\n"
+        "checkpoint.Checkpoint.delete = interrupted\n"
+    )
+    checkout.run(checkout.train_with(patch, "python"))
+    assert (checkout.folder / "models/model.safetensors").exists()
+    assert not list((checkout.folder / "models").glob("unfinished/*.pt"))
+
+
 def test_a_rate_of_auto_is_what_the_range_test_suggests(checkout):
     checkout.params({"train": {"lr": "auto", "schedule": "constant", "warmup": 0.0, "epochs": 1}})
     suggestion = checkout.folder / "metrics/lr_range.json"
