@@ -1,9 +1,13 @@
 """Writing files and folders whole or not at all."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# No space, no space left of one's own, a file that is too large: such errors do not say which file.
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
 
 @contextmanager
@@ -18,7 +22,10 @@ def replacing_file(file: Path) -> Iterator[Path]:
         yield beside
         beside.replace(file)
     except OSError as error:
-        error.filename = error.filename or str(file)  # a full disk's error does not say which file
+        if error.errno is None:  # numpy's, of an array that was written in part
+            raise OSError(errno.EIO, str(error), str(file)) from error
+        if error.errno in FULL and not error.filename:
+            error.filename = str(file)
         raise
     finally:
         beside.unlink(missing_ok=True)

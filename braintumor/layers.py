@@ -68,7 +68,7 @@ def choose_layer(outputs: dict[str, Tensor], layer: str) -> str:
     UserError
         If there is no such layer, or its output is no set of maps.
     """
-    # Maps of square images are square; Swin's (n, rows, columns, channels) have their channels last.
+    # Maps of square images are square; Swin's, with their channels last, look so where there are as many of these.
     maps = {name: output.shape for name, output in outputs.items() if output.ndim == 4}
     sides = {name: shape[2] for name, shape in maps.items() if shape[2] == shape[3] > 1}
     if not sides:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter1d
 
-LARGEST_PART = 64  # images
+SMALLEST_PART, LARGEST_PART = 16, 64  # images: a batch norm needs some, a machine has room for so many
 
 
 def range_rates(start: float, end: float, steps: int) -> list[float]:
@@ -52,7 +52,7 @@ def suggest_rate(curve: pd.DataFrame) -> float | None:
 
 
 def parts_of(batch_size: int, accumulation: int) -> int:
-    """Return in how many equal parts the batch of all processes goes through this one, as their shares would.
+    """Return in how many equal parts the batch of several processes goes through one, as their shares would.
 
     Parameters
     ----------
@@ -63,7 +63,8 @@ def parts_of(batch_size: int, accumulation: int) -> int:
     Returns
     -------
     int
-        The least number of parts of at most `LARGEST_PART` images; `accumulation` where none are equal.
+        The least number of parts that have `SMALLEST_PART` to `LARGEST_PART` images; `accumulation` where there is
+        none.
     """
     fitting = (n for n in range(accumulation, batch_size, accumulation) if batch_size % n == 0)
-    return next((n for n in fitting if batch_size // n <= LARGEST_PART), accumulation)
+    return next((n for n in fitting if SMALLEST_PART <= batch_size // n <= LARGEST_PART), accumulation)

@@ -137,7 +137,7 @@ def add_groups(
 ) -> pd.DataFrame:
     """Add to each image its copy group, its nearest neighbour, its patient and its group.
 
-    A group joins what shares a patient or a copy, directly or through others: no split may cut it.
+    A group joins what shares a patient or a copy, directly or through others: no split by patient may cut it.
 
     Parameters
     ----------

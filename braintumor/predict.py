@@ -54,8 +54,14 @@ class Answer:
     prediction: Prediction
 
 
-def find_scans(place: str) -> list[Path]:
+def find_scans(place: str, problems: list[str]) -> list[Path]:
     """List the files that a path on the command line stands for, by name.
+
+    Parameters
+    ----------
+    place : str
+    problems : list of str
+        Folders in it that cannot be read are appended.
 
     Raises
     ------
@@ -67,31 +73,32 @@ def find_scans(place: str) -> list[Path]:
     found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
     if not found:
         raise UserError(f"{place}: no such file")
-    files = []
+    files, before = [], len(problems)
     for match in found:
         if match.is_dir():
-            files += [file for file in walk(match) if is_scan(file)]
+            files += [file for file in walk(match, problems) if is_scan(file)]
         else:
             files.append(match)
-    if not files:
+    if not files and len(problems) == before:
         raise UserError(f"{place}: has no scan in it")
     return list(dict.fromkeys(files))  # `**` matches a folder and what is in it
 
 
-def walk(folder: Path) -> list[Path]:
+def walk(folder: Path, problems: list[str]) -> list[Path]:
     """List the files of a folder at any depth, by name; links are followed, as in the training data, once each.
 
-    Raises
-    ------
-    OSError
-        If a folder in it cannot be read.
+    Parameters
+    ----------
+    folder : Path
+    problems : list of str
+        Folders in it that cannot be read are appended.
     """
 
-    def fail(error: OSError) -> None:
-        raise error
+    def note(error: OSError) -> None:
+        problems.append(f"{error.filename}: {error.strerror}")
 
     files, seen = [], set()
-    for top, names, contents in os.walk(folder, onerror=fail, followlinks=True):
+    for top, names, contents in os.walk(folder, onerror=note, followlinks=True):
         if (place := os.path.realpath(top)) in seen:
             names.clear()
             continue
@@ -118,11 +125,11 @@ def read_squares(
     """
     for place in places:
         try:
-            files = find_scans(place)
+            files = find_scans(place, problems)
         except UserError as error:
             problems.append(str(error))
             continue
-        except OSError as error:  # a folder that may not be looked into, a name that is too long
+        except OSError as error:  # a name that is too long
             problems.append(f"{error.filename or place}: {error.strerror or error}")
             continue
         for file in files:

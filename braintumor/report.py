@@ -327,7 +327,7 @@ def card_facts(results: Results, params: Params) -> dict[str, Any]:
     drawn_anew = (
         f"; with the tested people, or groups of copies, drawn anew the first is "
         f"{100 * test['accuracy_groups_low']:.1f} to {percent(test['accuracy_groups_high'])}"
-        if test["errors"] and "accuracy_groups_low" in test
+        if test["errors"]
         else ""
     )
     sources = (

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 DICOM_SUFFIXES = (".dcm", ".dicom")
-MOST_PIXELS = 100_000_000  # of a picture; a file of a few bytes may claim to be one of any size
+# Of a picture, as audit.max_pixels is to begin with: a file of a few bytes may claim to be one of any size.
+MOST_PIXELS = 100_000_000
 # Where an enhanced file keeps what an ordinary one has at its top, for all frames or for each.
 FRAME_SETTINGS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
@@ -175,7 +176,8 @@ def _read_nifti(path: Path, count: int | None) -> list[Slice]:
     if len(volume.shape) < 2 or volume.dtype.fields:
         raise UnreadableImageError(f"no grey volume, but {volume.dtype} of {len(volume.shape)} dimensions")
     if len(volume.shape) == 2:  # only three axes can be put in order
-        image = nibabel.Nifti1Image(np.asarray(volume)[..., None], image.affine)
+        pixels = np.asarray(volume)[..., None]
+        image = nibabel.Nifti1Image(pixels, image.affine, dtype=pixels.dtype)  # 64-bit integers must be named
     image = nibabel.as_closest_canonical(image)
     volume = image.dataobj
     volume = np.asarray(volume[(..., *[0] * (len(volume.shape) - 3))])  # the first of a series

@@ -40,8 +40,8 @@ def macro_scores(matrices: np.ndarray, left_out: np.ndarray | None = None) -> di
     ----------
     matrices : ndarray of shape (m, classes, classes)
     left_out : ndarray of shape (m, classes), bool, optional
-        Classes that a resample has not drawn: no score is over them, and where one class is left, MCC and kappa
-        are nan in place of 0.
+        Classes that a resample has not drawn: no score is over them, and where it has drawn a single one, MCC and
+        kappa are nan in place of 0.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def macro_scores(matrices: np.ndarray, left_out: np.ndarray | None = None) -> di
     by_chance = (actual * predicted).sum(1)
     spread = (n**2 - (actual**2).sum(1)) * (n**2 - (predicted**2).sum(1))
     recall = _ratio(right, actual)
-    alone = (~out).sum(1) == 1
+    alone = out.any(1) & ((actual > 0).sum(1) == 1)
 
     def mean(scores: np.ndarray) -> np.ndarray:
         return np.where(out, 0, scores).sum(1) / (~out).sum(1)

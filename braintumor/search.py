@@ -76,18 +76,22 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
         raise UserError(f"{file}: trials, startup and warmup are whole numbers, got {counts}")
     if not isinstance(search["space"], dict) or not isinstance(search["overrides"], dict):
         raise UserError(f"{file}: space and overrides are params, each with what it may be")
+    for name in [*search["space"], *search["overrides"]]:
+        if not isinstance(name, str):
+            raise UserError(f"{file}: {name}: is no param; they are named as in train.lr")
     for name, kind in search["space"].items():
-        if not isinstance(kind, dict):
-            raise UserError(f"{file}: {name}: needs low and high, or choices")
+        kind = kind if isinstance(kind, dict) else {}
         listed = "choices" in kind
-        if not (kind["choices"] if listed else {"low", "high"} <= kind.keys()):
-            raise UserError(f"{file}: {name}: needs low and high, or choices")
+        if not (
+            isinstance(kind["choices"], list) and kind["choices"] if listed else {"low", "high"} <= kind.keys()
+        ):
+            raise UserError(f"{file}: {name}: needs low and high, or a list of choices")
         for value in kind["choices"] if listed else [kind["low"], kind["high"]]:
             try:
                 # What is drawn between bounds is no integer.
                 tried = value if listed else float(value)
                 with_overrides(content, search["overrides"] | {name: tried})
-            except ValueError as error:  # pydantic's are such, too
+            except (ValueError, TypeError) as error:  # pydantic's are ValueErrors, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
         if not listed:
             kind["low"], kind["high"] = float(kind["low"]), float(kind["high"])

@@ -78,6 +78,18 @@ def assign_subsets(
     return subset
 
 
+def kept_together(table: pd.DataFrame, group_by: str) -> pd.DataFrame:
+    """Return a table whose column ``group`` is what a cut keeps together.
+
+    Parameters
+    ----------
+    table : DataFrame with columns group and copy_group
+    group_by : {"patient", "copy"}
+        Its groups as they are, which join patients and copies, or its groups of copies.
+    """
+    return table.assign(group=table["copy_group"]) if group_by == "copy" else table
+
+
 def source_held_out(table: pd.DataFrame, source: str, folds: int, fold: int, least: int, seed: int) -> np.ndarray:
     """Say which images test when those of one source are held out.
 

@@ -2,8 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -188,14 +188,7 @@ def train_step(
         # Only the last part's gradients have to meet those of other processes.
         waits = number < len(parts) and isinstance(plain, DistributedDataParallel)
         with plain.no_sync() if waits else nullcontext():
-            # Each weight is cast once, so there is nothing to keep of it.
-            enabled = precision != torch.float32
-            with (
-                torch.autocast(images.device.type, precision, enabled=enabled, cache_enabled=False),
-                normalising(),
-            ):
-                logits = network(part)
-            logits = logits.float()
+            logits = compute_logits(network, part, precision)
             loss = F.cross_entropy(logits, part_target, label_smoothing=recipe.label_smoothing)
             (loss / len(parts)).backward()
         losses.append(F.cross_entropy(logits.detach(), part_target))
@@ -204,11 +197,19 @@ def train_step(
     return torch.stack(losses).mean(), torch.cat(predictions)
 
 
-@contextmanager
-def normalising() -> Iterator[None]:
-    """Say in the words of params.yaml that a batch norm cannot normalise a single value."""
+def compute_logits(network: nn.Module, images: Tensor, precision: torch.dtype) -> Tensor:
+    """Return the logits of images as a training step computes them: shape (images, classes), float32.
+
+    Raises
+    ------
+    UserError
+        If a batch norm has a single value to normalise.
+    """
+    # Each weight is cast once, so there is nothing to keep of it.
+    enabled = precision != torch.float32
     try:
-        yield
+        with torch.autocast(images.device.type, precision, enabled=enabled, cache_enabled=False):
+            return network(images).float()
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -539,9 +540,7 @@ class Training:
         size, device = self.train.images.shape[1], self.train.device
         part = torch.zeros(images, 1, size, size, device=device).to(memory_format=torch.channels_last)
         self._network.train()
-        with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32), normalising():
-            logits = self._network(part)
-        logits.float().sum().backward()
+        compute_logits(self._network, part, self.precision).sum().backward()
         for buffer, value in zip(self.model.buffers(), before, strict=True):
             buffer.copy_(value)
         self.optimizer.zero_grad()

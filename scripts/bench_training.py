@@ -26,7 +26,7 @@ from braintumor.device import choose_device, keep_freed_memory, processor
 from braintumor.errors import UserError
 from braintumor.files import replacing_file
 from braintumor.images import load_squares
-from braintumor.split import assign_subsets
+from braintumor.split import assign_subsets, kept_together
 from braintumor.tables import TEST, TESTING, TRAIN, TRAINING, VALIDATION, read_table
 from braintumor.training import Training, WeightAverage, predict
 from scripts import PROJECT, bench, bench_report
@@ -108,6 +108,7 @@ def read_manifest(shared: Bench) -> pd.DataFrame:
 def cut(shared: Bench, table: pd.DataFrame, protocol: str) -> pd.Series:
     """Cut the dataset with the settings of params.yaml, but by some protocol."""
     split = shared.params.split
+    table = kept_together(table, split.group_by)
     return assign_subsets(table, protocol, split.folds, split.fold, split.validation_folds, split.seed)
 
 
@@ -146,8 +147,6 @@ def to_accuracy(shared: Bench, results: dict) -> dict:
         lambda: load_squares(files, squares, network.size, section.crop, section.fit == "letterbox", workers()),
         shared.device,
     )
-    if params.split.group_by == "copy":
-        table["group"] = table["copy_group"]
     subsets = {protocol: cut(shared, table, protocol) for protocol in ("seed", "grouped")}
 
     def train(protocol: str, enough: float = np.inf) -> tuple[int, list[tuple[float, float, float]]]:

@@ -29,9 +29,9 @@ def run(stage: Callable[..., None]) -> None:
         if not is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split()) or "no memory is left"
-        fail(f"{reason[:200]}: lower the stage's batch_size in params.yaml, or raise train.accumulation")
+        fail(f"{reason[:200]}: it needs more memory, or a lower batch_size where the stage has one in params.yaml")
     except OSError as error:  # no space, no permission, an input that no stage has made
-        sys.exit(f"error: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
+        fail(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -48,11 +48,9 @@ def fail(reason: str) -> NoReturn:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, or torch on a GPU or on the CPU, has found no memory."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # torch's, which most stages need not load
-        or "can't allocate memory" in str(error)
-    )
+    # What torch on a CPU, torch on a GPU, and cuBLAS say.
+    signs = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def workers() -> int:

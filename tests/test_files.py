@@ -36,6 +36,21 @@ def test_the_error_of_a_full_disk_says_which_file(tmp_path):
     assert caught.value.filename == str(tmp_path / "input.csv")
 
 
+def test_the_error_of_an_input_does_not_blame_the_file_that_is_written(tmp_path):
+    with pytest.raises(OSError, match="Input/output error") as caught, replacing_file(tmp_path / "a.csv"):
+        raise OSError(errno.EIO, "Input/output error")
+    assert caught.value.filename is None
+
+
+def test_an_error_without_a_number_keeps_its_words(tmp_path):
+    # What numpy says of an array that the disk has no room for.
+    with pytest.raises(OSError, match="160000 requested and 609 written") as caught:  # noqa: SIM117
+        with replacing_file(tmp_path / "a.npy"):
+            raise OSError("160000 requested and 609 written")
+    assert caught.value.filename == str(tmp_path / "a.npy")
+    assert caught.value.strerror == "160000 requested and 609 written"
+
+
 def test_an_error_leaves_the_folder_as_it_was(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "old").touch()

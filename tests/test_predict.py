@@ -1,6 +1,7 @@
 """Using a trained model: from Python and the command line, in torch and from the ONNX file alone."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -296,6 +297,26 @@ def test_links_in_a_folder_are_followed_once(folder, tmp_path, run):
     assert [one["image"] for one in said] == [f"{tmp_path}/own/b/0.png"]
 
 
+def test_a_folder_that_cannot_be_read_is_named_after_the_others_are_done(folder, tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "scans/00.png", tmp_path / name)
+    look = os.scandir
+
+    def refuse(path):
+        if str(path) == str(tmp_path / "b"):  # root may read what a mode forbids
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    problems = []
+    found = predict.find_scans(str(tmp_path), problems)
+    assert found == [tmp_path / "a/00.png", tmp_path / "c/00.png"]
+    assert problems == [f"{tmp_path}/b: Permission denied"]
+    assert predict.find_scans(str(tmp_path / "b"), problems) == [] and len(problems) == 2
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file system refuses the name")
 def test_names_that_cannot_be_printed_or_opened_are_no_traceback(folder, tmp_path):
     (tmp_path / "own").mkdir()
     shutil.copy(folder / "scans/00.png", os.fsencode(tmp_path / "own") + b"/M\xfcller.png")

@@ -178,6 +178,9 @@ def test_a_series_has_its_first_volume_read_and_a_flat_image_itself(tmp_path):
     turned = nibabel.Nifti1Image(series[::-1, ::-1, 0, 0], np.diag([-1.0, -1.0, 1.0, 1.0]))
     nibabel.save(turned, tmp_path / "c.nii")
     assert (only(tmp_path / "c.nii") == only(tmp_path / "b.nii")).all()
+    flat = series[:, :, 0, 0].astype(np.int64)
+    nibabel.save(nibabel.Nifti1Image(flat, np.eye(4), dtype=np.int64), tmp_path / "d.nii")
+    assert (only(tmp_path / "d.nii") == only(tmp_path / "b.nii")).all()
 
 
 def test_slices_without_a_number_are_black_and_a_volume_without_one_is_an_error(tmp_path):

@@ -97,6 +97,15 @@ def test_a_class_that_a_resample_does_not_draw_is_left_out_of_it():
         assert (table[["f1", "f1_low", "f1_high"]] == 1).all(axis=None)
 
 
+def test_a_class_without_an_image_in_the_test_set_is_none_that_a_resample_lacks():
+    # As scikit-learn: a class without images has scores of 0. The resample that has drawn one class says nothing.
+    labels = np.array([0, 0, 1, 1])
+    matrices = confusion_matrices(labels, labels, 3, Resamples(np.array([[2.0, 0.0], [1.0, 1.0]]), labels))
+    scores = macro_scores(matrices, not_drawn(confusion_matrices(labels, labels, 3)[0], matrices))
+    assert scores["recall"].tolist() == pytest.approx([1 / 2, 2 / 3])
+    assert np.isnan(scores["mcc"]).tolist() == np.isnan(scores["kappa"]).tolist() == [True, False]
+
+
 def test_the_error_in_a_class_that_a_resample_draws_counts_in_it():
     # Two groups of two images each, one class each; one image of the second is wrong.
     labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0])

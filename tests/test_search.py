@@ -15,6 +15,7 @@ from braintumor.errors import UserError
 from tests.conftest import PROJECT
 
 CONTENT = yaml.safe_load((PROJECT / "params.yaml").read_text())
+NEEDED = r"train\.dropout: needs low and high, or a list of choices"
 
 
 def test_values_are_numbers_of_four_digits_and_choices_what_they_are():
@@ -38,13 +39,18 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
         # What is drawn between two bounds is no integer.
         ("{train.patience: {low: 2, high: 10}}}", r"train\.patience: 2: .*integer"),
         ("{train.dropout: {low: little, high: 0.2}}}", r"train\.dropout: little: could not convert"),
-        ("{train.dropout: {choices: []}}}", r"train\.dropout: needs low and high, or choices"),
+        ("{train.dropout: {choices: []}}}", NEEDED),
         (
             "{train.dropout: {choices: [], low: 0.1, high: 0.2}}}",
-            r"train\.dropout: needs low and high, or choices",
+            NEEDED,
         ),
-        ("{train.dropout: {low: 0.1}}}", r"train\.dropout: needs low and high, or choices"),
-        ("{train.dropout: 0.1}}", r"train\.dropout: needs low and high, or choices"),
+        ("{train.dropout: {low: 0.1}}}", NEEDED),
+        ("{train.dropout: 0.1}}", NEEDED),
+        ("{train.dropout: {choices: 5}}}", NEEDED),
+        ("{train.optimizer: {choices: sgd}}}", r"train\.optimizer: needs low and high, or a list of choices"),
+        ("{train.dropout: {low: null, high: 0.2}}}", r"train\.dropout: None: .*must be .*number"),
+        ("{train.dropout: {low: [0.1], high: 0.2}}}", r"train\.dropout: \[0\.1\]: .*must be .*number"),
+        ("{1: {low: 0.1, high: 0.2}}}", r"1: is no param"),
         ("{train.dropout: {low: 0.6, high: 0.1}}}", r"train\.dropout: low must be less than high"),
         (
             "{train.dropout: {low: 0.0, high: 0.6, log: true}}}",

@@ -11,6 +11,10 @@ def out_of_gpu_memory():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has none.")
 
 
+def out_of_cublas_memory():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 def failing(function, monkeypatch):
     """Return what `stages.run` ends with for a stage that calls a function."""
 
@@ -27,6 +31,7 @@ def failing(function, monkeypatch):
     ("function", "reason"),
     [
         (out_of_gpu_memory, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has none."),
+        (out_of_cublas_memory, "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         (lambda: torch.empty(10**15), "can't allocate memory"),
         (lambda: np.empty(10**15), "Unable to allocate"),
     ],
@@ -34,7 +39,7 @@ def failing(function, monkeypatch):
 def test_memory_that_does_not_suffice_is_one_line(function, reason, monkeypatch):
     message = failing(function, monkeypatch)
     assert message.startswith("error: ") and "\n" not in message and reason in message
-    assert message.endswith("lower the stage's batch_size in params.yaml, or raise train.accumulation")
+    assert message.endswith("needs more memory, or a lower batch_size where the stage has one in params.yaml")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 cannot be multiplied"), ValueError("no label")])

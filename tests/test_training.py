@@ -256,7 +256,10 @@ def test_no_step_waits_for_the_gpu():
 def test_a_body_may_join_late_at_the_full_rate(optimizer):
     recipe = replace(epochs=3, frozen_epochs=2, optimizer=optimizer)
     frozen, joined = train(recipe, epochs=2), train(recipe)
+    assert {group["share"] for group in joined.optimizer.param_groups} == {1.0}
+    untrained = train(recipe, epochs=0)
     for name, value in frozen.model.named_parameters():
+        assert torch.equal(value, untrained.model.get_parameter(name)) != name.startswith("head"), name
         assert not torch.equal(value, joined.model.get_parameter(name)), name
 
 
