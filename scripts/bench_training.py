@@ -1,6 +1,7 @@
 """Measure the training against the seed's, against the clock and against what this machine can do.
 
-Writes metrics/benchmark.json, docs/benchmark.md and docs/benchmark.png. Nothing else should run on the machine.
+Writes metrics/benchmark.json, docs/benchmark.md and docs/benchmark.png; on a GPU they are called benchmark_gpu.
+Nothing else should run on the machine.
 """
 
 import argparse
@@ -408,21 +409,22 @@ def main(folder: Path, names: list[str], effort: Effort) -> dict:
         Of the sections.
     effort : Effort
     """
-    file = folder / "metrics" / "benchmark.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     with tempfile.TemporaryDirectory() as temporary:
         shared = Bench(folder, Path(temporary), effort)
-        for name in names:
-            print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
+        name = "benchmark_gpu" if shared.device.type == "cuda" else "benchmark"
+        file = folder / "metrics" / f"{name}.json"
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        for section in names:
+            print(f"{section}: {SECTIONS[section].__doc__}", flush=True)
             start = time.perf_counter()
             try:
-                results[name] = circumstances(shared) | SECTIONS[name](shared, results)
+                results[section] = circumstances(shared) | SECTIONS[section](shared, results)
             except LeftOut as reason:
                 print(f"  left out: {reason}", flush=True)
             print(f"  {time.perf_counter() - start:.0f} s", flush=True)
             with replacing_file(file) as beside:
                 beside.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            bench_report.write(results, folder / "docs")
+            bench_report.write(results, folder / "docs", name)
     return results
 
 

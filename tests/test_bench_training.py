@@ -279,3 +279,20 @@ def test_contiguous_batches_have_the_same_values_in_the_other_format(tmp_path):
 def test_a_ratio_is_that_of_the_medians_with_the_spread_of_its_rounds():
     assert bench_report.times([4, 6, 9], [2, 2, 2]) == "3.00 times (2.00 to 4.50)"
     assert bench_report.times([4], [2]) == "2.00 times"
+
+
+def test_the_page_says_what_the_gain_would_be_with_the_freed_memory_kept():
+    # Twice as fast, 100 s would be 50; ours has 93% after 2 s of reading and 8 of training.
+    speed = {"seed": [3.0, 4.0, 5.0], "seed_keeping_memory": [8.0, 7.0, 9.0]}
+    theirs, ours = [(60, 0.9), (100, 0.94)], [(4, 0.9, 0), (8, 0.95, 0)]
+    text = bench_report.write_keeping(theirs, ours, 2.0, {"seed": {"images_per_second": speed}})
+    assert "2.00 times as fast" in text and "about 5 times" in text
+    assert bench_report.write_keeping(theirs, [(4, 0.9, 0)], 2.0, {"seed": {"images_per_second": speed}}) == ""
+
+
+def test_the_page_of_a_gpu_leaves_that_of_the_cpu_alone(tmp_path):
+    bench_report.write({}, tmp_path, "benchmark_gpu")
+    assert {file.name for file in tmp_path.iterdir()} == {"benchmark_gpu.md", "benchmark_gpu.png"}
+    page = (tmp_path / "benchmark_gpu.md").read_text()
+    assert "metrics/benchmark_gpu.json" in page and "(benchmark_gpu.png)" in page
+    assert "benchmark.json" not in page and "benchmark.png" not in page
