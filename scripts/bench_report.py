@@ -260,8 +260,7 @@ Feeding is all before the network: gathering the images, float, augmentation, no
 
 Each makes the same changes: flip, shift, rotation, zoom, brightness, contrast; ours warps once for the first four.
 torchvision's v2 changes all images of a batch alike, so that only image by image it does what ours does. A library
-would be taken if feeding stayed within 10% of a step with it.
-{"" if any("kornia" in way for way in ways) else "kornia is not installed here."}"""
+would be taken if feeding stayed within 10% of a step with it."""
 
 
 def peak_of(found: dict, precision: str) -> float:

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 
+import kornia.augmentation as K  # noqa: N812, the usual name
 import numpy as np
 import pandas as pd
 import torch
@@ -216,7 +216,7 @@ def feeding(shared: Bench, results: dict) -> dict:
 
 
 def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], object]]:
-    """Return ways of changing images with one strength: ours, torchvision's, and kornia's where it is installed.
+    """Return ways of changing images with one strength: ours, torchvision's and kornia's.
 
     Parameters
     ----------
@@ -234,23 +234,19 @@ def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], 
     )
     chain = v2.Compose([flip, *warps, jitter])
     single = v2.Compose([flip, v2.RandomAffine(ours.rotation, shift, zoom, interpolation=linear), jitter])
-    ways: dict[str, Callable[[], object]] = {
+    steps = nn.Sequential(
+        K.RandomHorizontalFlip(p=ours.flip),
+        K.RandomAffine(ours.rotation, shift, zoom, p=1.0),
+        K.RandomBrightness((1 - ours.brightness, 1 + ours.brightness), p=1.0),
+        K.RandomContrast((1 - ours.contrast, 1 + ours.contrast), p=1.0),
+    )
+    return {
         "ours": lambda: ours(grey, ours.draw(len(grey), generator).to(grey.device), 0.2, 0.2),
         "torchvision v2, one warp, image by image": lambda: torch.stack([single(image) for image in images]),
         "torchvision v2, three warps, image by image": lambda: torch.stack([chain(image) for image in images]),
         "torchvision v2, one warp, the whole batch alike": lambda: single(images),
+        "kornia": lambda: steps(images),
     }
-    if find_spec("kornia"):
-        import kornia.augmentation as K  # noqa: N812, the usual name
-
-        steps = nn.Sequential(
-            K.RandomHorizontalFlip(p=ours.flip),
-            K.RandomAffine(ours.rotation, shift, zoom, p=1.0),
-            K.RandomBrightness((1 - ours.brightness, 1 + ours.brightness), p=1.0),
-            K.RandomContrast((1 - ours.contrast, 1 + ours.contrast), p=1.0),
-        )
-        ways["kornia"] = lambda: steps(images)
-    return ways
 
 
 def arithmetic(shared: Bench, results: dict) -> dict:
