@@ -511,7 +511,10 @@ class Training:
         return [*self.model.state_dict().values(), *self.averaged.state_dict().values(), *states]
 
     def _prepare(self, frozen: bool) -> None:
-        """Make the network as the loop calls it, its body's weights frozen or free."""
+        """Make the network as the loop calls it, its body's weights frozen or free.
+
+        A frozen body's batch norms go on: they take in the mean and deviation of images that are new to it.
+        """
         if self._network is not None and frozen == self._frozen:
             return
         self._frozen = frozen
