@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812, the usual name
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from braintumor.calibration import load_temperature
@@ -155,7 +155,7 @@ def save_novelty(novelty: Novelty, weights: Path, file: Path) -> None:
     """Write what `load_inference` reads, as safetensors, with the checksum of the weights that it belongs to."""
     tensors = {name: value.contiguous() for name, value in novelty.state_dict().items()}
     with replacing_file(file) as beside:
-        save_file(tensors, beside, metadata={"weights": checksum(weights)})
+        beside.write_bytes(save(tensors, {"weights": checksum(weights)}))  # as in `save_model`
 
 
 def load_inference(folder: Path) -> Predictor:

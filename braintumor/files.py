@@ -15,6 +15,11 @@ def replacing_file(file: Path) -> Iterator[Path]:
     """Yield a path beside `file` that takes its place once the block has ended without an error.
 
     What is there already is never written into: it may be a hard link into DVC's cache.
+
+    Raises
+    ------
+    OSError
+        What the block raises; that of a full disk names `file`, and that of numpy, which has no number, is an EIO.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f"{file.stem}.partial{file.suffix}")
@@ -23,7 +28,8 @@ def replacing_file(file: Path) -> Iterator[Path]:
         beside.replace(file)
     except OSError as error:
         if error.errno is None:  # numpy's, of an array that was written in part
-            raise OSError(errno.EIO, str(error), str(file)) from error
+            reason = f"only a part could be written ({error}): is the disk full?"
+            raise OSError(errno.EIO, reason, str(file)) from error
         if error.errno in FULL and not error.filename:
             error.filename = str(file)
         raise

@@ -51,20 +51,24 @@ def suggest_rate(curve: pd.DataFrame) -> float | None:
     return float(falling["lr"].iloc[int(slopes.argmin())])
 
 
-def parts_of(batch_size: int, accumulation: int) -> int:
-    """Return in how many equal parts the batch of several processes goes through one, as their shares would.
+def parts_of(batch_size: int, accumulation: int, launcher: str) -> int:
+    """Return in how many equal parts the batch of a training goes through the one process of the range test.
 
     Parameters
     ----------
     batch_size : int
     accumulation : int
-        Parts that one process is asked for; the result is a multiple of it where the batch allows that.
+        Parts that each process of the training takes its share in.
+    launcher : str
+        What starts the training. Without torchrun that is one process, too, which is done as there.
 
     Returns
     -------
     int
-        The least number of parts that have `SMALLEST_PART` to `LARGEST_PART` images; `accumulation` where there is
-        none.
+        `accumulation` or, with torchrun, the least multiple of it by which parts have `SMALLEST_PART` to
+        `LARGEST_PART` images, where there is one.
     """
+    if "torchrun" not in launcher:
+        return accumulation
     fitting = (n for n in range(accumulation, batch_size, accumulation) if batch_size % n == 0)
     return next((n for n in fitting if SMALLEST_PART <= batch_size // n <= LARGEST_PART), accumulation)

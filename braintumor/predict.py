@@ -60,8 +60,9 @@ def find_scans(place: str, problems: list[str]) -> list[Path]:
     Parameters
     ----------
     place : str
+        A file, a folder, or a pattern, which passes over folders that cannot be read.
     problems : list of str
-        Folders in it that cannot be read are appended.
+        What cannot be read in a folder is appended.
 
     Raises
     ------
@@ -73,29 +74,38 @@ def find_scans(place: str, problems: list[str]) -> list[Path]:
     found = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(place, recursive=True))]  # noqa: PTH207
     if not found:
         raise UserError(f"{place}: no such file")
-    files, before = [], len(problems)
+    files: list[Path] = []
+    unreadable: list[str] = []
     for match in found:
         if match.is_dir():
-            files += [file for file in walk(match, problems) if is_scan(file)]
+            files += [file for file in walk(match, unreadable) if is_scan(file)]
         else:
             files.append(match)
-    if not files and len(problems) == before:
+    if not files and not unreadable:
         raise UserError(f"{place}: has no scan in it")
-    return list(dict.fromkeys(files))  # `**` matches a folder and what is in it
+    problems += dict.fromkeys(unreadable)  # `**` matches a folder and what is in it
+    return list(dict.fromkeys(files))
 
 
-def walk(folder: Path, problems: list[str]) -> list[Path]:
+def walk(folder: Path, unreadable: list[str]) -> list[Path]:
     """List the files of a folder at any depth, by name; links are followed, as in the training data, once each.
 
     Parameters
     ----------
     folder : Path
-    problems : list of str
-        Folders in it that cannot be read are appended.
+    unreadable : list of str
+        What cannot be read in it is appended.
     """
 
     def note(error: OSError) -> None:
-        problems.append(f"{error.filename}: {error.strerror}")
+        unreadable.append(f"{error.filename}: {error.strerror}")
+
+    def is_file(path: Path) -> bool:
+        try:
+            return path.is_file()
+        except OSError as error:  # in a folder that may be listed and no more
+            note(error)
+            return False
 
     files, seen = [], set()
     for top, names, contents in os.walk(folder, onerror=note, followlinks=True):
@@ -104,7 +114,7 @@ def walk(folder: Path, problems: list[str]) -> list[Path]:
             continue
         seen.add(place)
         names.sort()  # of two ways to one folder the first by name counts
-        files += [file for name in contents if (file := Path(top, name)).is_file()]
+        files += [file for name in contents if is_file(file := Path(top, name))]
     return sorted(files)
 
 
@@ -129,7 +139,7 @@ def read_squares(
         except UserError as error:
             problems.append(str(error))
             continue
-        except OSError as error:  # a name that is too long
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
             problems.append(f"{error.filename or place}: {error.strerror or error}")
             continue
         for file in files:
@@ -305,7 +315,8 @@ def main() -> None:
         try:
             save_overlays(answers, arguments.model, arguments.overlay)
         except OSError as error:
-            problems.append(f"--overlay {arguments.overlay}: {error.strerror or error} ({error.filename})")
+            file = f" ({error.filename})" if error.filename else ""
+            problems.append(f"--overlay {arguments.overlay}: {error.strerror or error}{file}")
         except UserError as error:
             problems.append(f"--overlay: {error}")
     for problem in problems:

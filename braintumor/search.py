@@ -86,12 +86,14 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
             isinstance(kind["choices"], list) and kind["choices"] if listed else {"low", "high"} <= kind.keys()
         ):
             raise UserError(f"{file}: {name}: needs low and high, or a list of choices")
+        if unknown := kind.keys() - ({"choices"} if listed else {"low", "high", "log"}):
+            raise UserError(f"{file}: {name}: {', '.join(sorted(map(str, unknown)))} is not asked for there")
         for value in kind["choices"] if listed else [kind["low"], kind["high"]]:
             try:
                 # What is drawn between bounds is no integer.
                 tried = value if listed else float(value)
                 with_overrides(content, search["overrides"] | {name: tried})
-            except (ValueError, TypeError) as error:  # pydantic's are ValueErrors, too
+            except (ValueError, TypeError, OverflowError) as error:  # pydantic's are ValueErrors, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
         if not listed:
             kind["low"], kind["high"] = float(kind["low"]), float(kind["high"])

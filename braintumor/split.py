@@ -70,8 +70,8 @@ def assign_subsets(
         subset[order[: len(order) // 2]] = VALIDATION
     else:
         rest = np.flatnonzero(subset == TRAIN)
-        kept_together = {"copy_free": table["copy_group"]} | dict.fromkeys(("grouped", "source"), table["group"])
-        groups = kept_together.get(protocol, pd.Series(range(len(table)), table.index))
+        by_protocol = {"copy_free": table["copy_group"]} | dict.fromkeys(("grouped", "source"), table["group"])
+        groups = by_protocol.get(protocol, pd.Series(range(len(table)), table.index))
         parts = grouped_folds(table.assign(group=groups).iloc[rest], validation_folds, seed)
         subset[rest[parts[0]]] = VALIDATION
     _check_classes(table, subset)

@@ -42,7 +42,7 @@ class Description:
 def save_model(state: dict[str, Tensor], description: Description, weights: Path, file: Path) -> None:
     """Write a network's weights (safetensors), given as its state dict, and description (json)."""
     with replacing_file(weights) as beside:
-        # Python writes the bytes: its error, of a full disk for example, is an OSError that names the file.
+        # Python writes the bytes: its error, of a full disk for example, is an OSError.
         beside.write_bytes(save({name: value.cpu().contiguous() for name, value in state.items()}))
     with replacing_file(file) as beside:
         beside.write_text(json.dumps(dataclasses.asdict(description), indent=2) + "\n", encoding="utf-8")

@@ -142,6 +142,7 @@ def write_time(found: dict, results: dict) -> str:
         wanted.append(best)
     rows = [compare_times(accuracy, theirs, curve, reading) for accuracy in wanted]
     reached = first_reaching([accuracy for _, accuracy, _ in curve], REACHED)
+    notes = write_earlier(theirs, curve, reading) + write_keeping(theirs, curve, reading, results)
     how = f"epoch {reached} has it" if reached else f"the best has {percent(max(a for _, a, _ in curve))}"
     return f"""## Time to an accuracy
 
@@ -150,8 +151,7 @@ def write_time(found: dict, results: dict) -> str:
 The seed's protocol validates on half of `Testing`, most of it copies of training images. The seed reports 93%
 after {found["seed_epochs"]} epochs. {write_whole_seed(found, results)}
 Ours is the default recipe of {found["epochs"]} epochs really trained, up to the first that has 93% ({how}), the
-time with validation and {duration(reading)} for reading the files.{write_earlier(theirs, curve, reading)}
-{write_keeping(theirs, curve, reading, results)}
+time with validation and {duration(reading)} for reading the files.{notes}
 
 {write_grouped(found)}"""
 
@@ -170,12 +170,14 @@ settings in our loop a training has it within ten ([study.md](study.md#the-seeds
 
 def write_keeping(theirs: list, ours: list, reading: float, results: dict) -> str:
     """Tell what the gain would be, did the seed's way keep freed memory as ours does."""
-    their_seconds, our_seconds, speed = time_to(theirs, REACHED), time_to(ours, REACHED), results.get("seed")
-    if None in (their_seconds, our_seconds, speed):
+    their_seconds, our_seconds = time_to(theirs, REACHED), time_to(ours, REACHED)
+    if None in (their_seconds, our_seconds) or results["seed"]["machine"] != results["time"]["machine"]:
         return ""
-    faster = ratio(speed["images_per_second"]["seed_keeping_memory"], speed["images_per_second"]["seed"])
+    speed = results["seed"]["images_per_second"]
+    faster = ratio(speed["seed_keeping_memory"], speed["seed"])
     gain = their_seconds / faster / (our_seconds + reading)
     return f"""
+
 If the seed's way kept freed memory, too, it would train {faster:.2f} times as fast, by the section above, and the
 gain would be about {gain:.0f} times."""
 

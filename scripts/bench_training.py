@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
 
-import kornia.augmentation as K  # noqa: N812, the usual name
 import numpy as np
 import pandas as pd
 import torch
@@ -223,6 +222,8 @@ def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], 
     ours : Augmentation
     images : Tensor of shape (n, 1, size, size), float32, 0 to 1
     """
+    import kornia.augmentation as K  # noqa: N812, the usual name; here, as its memory is not the training's
+
     generator, grey, linear = torch.Generator().manual_seed(0), images * 255, InterpolationMode.BILINEAR
     shift, zoom = (ours.shift, ours.shift), (1 / (1 + ours.scale), 1 + ours.scale)
     flip = v2.RandomHorizontalFlip(ours.flip)

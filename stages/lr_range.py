@@ -30,8 +30,7 @@ def main(images: Path, split: Path, curve: Path, metrics: Path) -> None:
     model = Architecture.of(train, array.shape[1], len(sets.classes)).build(train.pretrained)
     model.to(device, memory_format=torch.channels_last)
     recipe = pick(Recipe, train)
-    if train.launcher != "python":  # one process takes the batch as the training does
-        recipe = replace(recipe, accumulation=parts_of(train.batch_size, recipe.accumulation))
+    recipe = replace(recipe, accumulation=parts_of(train.batch_size, recipe.accumulation, train.launcher))
     check_parts(sets.train, recipe.accumulation)
     optimizer = make_optimizer(model, train.optimizer, train.weight_decay, train.body_lr)
     rates = range_rates(test.start, test.end, test.steps)

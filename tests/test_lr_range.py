@@ -76,4 +76,5 @@ def test_the_stage_refuses_the_parts_that_the_training_would(checkout):
     ],
 )
 def test_the_batch_of_many_processes_is_taken_in_parts(batch_size, accumulation, parts):
-    assert parts_of(batch_size, accumulation) == parts
+    assert parts_of(batch_size, accumulation, "torchrun --standalone --nproc-per-node=8") == parts
+    assert parts_of(batch_size, accumulation, "python -u") == accumulation

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -18,14 +19,14 @@ from scipy.special import softmax
 
 import braintumor
 from braintumor import predict
-from braintumor.deployed import Describer, Inference, run_batches, save_novelty
+from braintumor.deployed import Describer, Inference, Novelty, run_batches, save_novelty
 from braintumor.errors import UserError
 from braintumor.export import save_onnx
 from braintumor.images import load_squares
 from braintumor.models import Architecture
 from braintumor.novelty import fit_novelty
 from braintumor.weights import Description, load_model, save_model
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, full_disk
 from tests.test_scans import write_dicom
 
 SIZE, TEMPERATURE = 32, 0.5
@@ -297,6 +298,14 @@ def test_links_in_a_folder_are_followed_once(folder, tmp_path, run):
     assert [one["image"] for one in said] == [f"{tmp_path}/own/b/0.png"]
 
 
+def test_a_disk_that_is_full_is_an_error_of_the_file(folder, tmp_path):
+    novelty = Novelty(torch.zeros(400), torch.zeros(400, 2), torch.zeros(2, 2), torch.ones(()))
+    file = tmp_path / "novelty.safetensors"
+    with full_disk(1000), pytest.raises(OSError) as caught:
+        save_novelty(novelty, folder / "models/model.safetensors", file)
+    assert caught.value.filename == str(file) and not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_read_is_named_after_the_others_are_done(folder, tmp_path, monkeypatch):
     for name in "abc":
         (tmp_path / name).mkdir()
@@ -313,7 +322,26 @@ def test_a_folder_that_cannot_be_read_is_named_after_the_others_are_done(folder,
     found = predict.find_scans(str(tmp_path), problems)
     assert found == [tmp_path / "a/00.png", tmp_path / "c/00.png"]
     assert problems == [f"{tmp_path}/b: Permission denied"]
-    assert predict.find_scans(str(tmp_path / "b"), problems) == [] and len(problems) == 2
+    assert predict.find_scans(f"{tmp_path}/**", problems) == found
+    assert problems[1:] == problems[:1]
+    assert predict.find_scans(str(tmp_path / "b"), problems) == [] and len(problems) == 3
+
+
+def test_a_folder_that_may_be_listed_and_no_more_costs_only_what_is_in_it(folder, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "scans/00.png", tmp_path / name)
+    look = Path.is_file
+
+    def refuse(path):
+        if path.parent == tmp_path / "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    problems = []
+    assert predict.find_scans(str(tmp_path), problems) == [tmp_path / "a/00.png"]
+    assert problems == [f"{tmp_path}/b/00.png: Permission denied"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system refuses the name")

@@ -51,6 +51,11 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
         ("{train.dropout: {low: null, high: 0.2}}}", r"train\.dropout: None: .*must be .*number"),
         ("{train.dropout: {low: [0.1], high: 0.2}}}", r"train\.dropout: \[0\.1\]: .*must be .*number"),
         ("{1: {low: 0.1, high: 0.2}}}", r"1: is no param"),
+        ("{train.lr: {low: 0.1, high: 0.2, lgo: true}}}", r"train\.lr: lgo is not asked for there"),
+        (
+            "{train.lr: {low: 0.1, high: 0.2, choices: [1]}}}",
+            r"train\.lr: high, low is not asked for",
+        ),
         ("{train.dropout: {low: 0.6, high: 0.1}}}", r"train\.dropout: low must be less than high"),
         (
             "{train.dropout: {low: 0.0, high: 0.6, log: true}}}",
