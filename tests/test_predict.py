@@ -306,42 +306,39 @@ def test_a_disk_that_is_full_is_an_error_of_the_file(folder, tmp_path):
     assert caught.value.filename == str(file) and not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_read_is_named_after_the_others_are_done(folder, tmp_path, monkeypatch):
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        shutil.copy(folder / "scans/00.png", tmp_path / name)
-    look = os.scandir
+def make_folders(scan, place, names, monkeypatch, owner, call, forbidden):
+    """Put a scan into each folder, and let a call refuse some paths: root may read what a mode forbids."""
+    for name in names:
+        (place / name).mkdir()
+        shutil.copy(scan, place / name)
+    permitted = getattr(owner, call)
 
     def refuse(path):
-        if str(path) == str(tmp_path / "b"):  # root may read what a mode forbids
+        if forbidden(Path(path)):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return look(path)
+        return permitted(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(owner, call, refuse)
+
+
+def test_a_folder_that_cannot_be_read_is_named_after_the_others_are_done(folder, tmp_path, monkeypatch):
+    scan, hidden = folder / "scans/00.png", tmp_path / "b"
+    make_folders(scan, tmp_path, "abc", monkeypatch, os, "scandir", lambda path: path == hidden)
     problems = []
     found = predict.find_scans(str(tmp_path), problems)
     assert found == [tmp_path / "a/00.png", tmp_path / "c/00.png"]
-    assert problems == [f"{tmp_path}/b: Permission denied"]
+    assert problems == [f"{hidden}: Permission denied"]
     assert predict.find_scans(f"{tmp_path}/**", problems) == found
     assert problems[1:] == problems[:1]
-    assert predict.find_scans(str(tmp_path / "b"), problems) == [] and len(problems) == 3
+    assert predict.find_scans(str(hidden), problems) == [] and len(problems) == 3
 
 
 def test_a_folder_that_may_be_listed_and_no_more_costs_only_what_is_in_it(folder, tmp_path, monkeypatch):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        shutil.copy(folder / "scans/00.png", tmp_path / name)
-    look = Path.is_file
-
-    def refuse(path):
-        if path.parent == tmp_path / "b":
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return look(path)
-
-    monkeypatch.setattr(Path, "is_file", refuse)
+    scan, hidden = folder / "scans/00.png", tmp_path / "b"
+    make_folders(scan, tmp_path, "ab", monkeypatch, Path, "is_file", lambda path: path.parent == hidden)
     problems = []
     assert predict.find_scans(str(tmp_path), problems) == [tmp_path / "a/00.png"]
-    assert problems == [f"{tmp_path}/b/00.png: Permission denied"]
+    assert problems == [f"{hidden}/00.png: Permission denied"]
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file system refuses the name")
