@@ -37,8 +37,8 @@ Written by `make bench` from what it measured; every sample is in
 rounds after one that warmed up; the figures are medians, with the least and largest ratio of a round. Only whole
 trainings (*Time to an accuracy*) ran once each, one after the other. Sections ran
 at different times, so compare times within one section only. One section alone:
-`python -m scripts.bench_training --only seed` (or `time`, `feeding`, `arithmetic`, `switches`, `memory`, and
-`whole_seed`, over an hour, which `make bench` leaves as it is).
+`python -m scripts.bench_training --only seed` (or `time`, `feeding`, `arithmetic`, `switches`, `memory`; what
+`make bench` leaves as it is: `whole_seed`, over an hour, and `batch_sizes`, which it measures on a GPU).
 
 ![Speed, time to an accuracy, parts of a step, switches](benchmark.png)
 """
@@ -368,6 +368,26 @@ averaged weights, fused {optimizers}, freed memory kept for the next step (glibc
 turn: {compiling}. The optimizer is fused because that is one launch on a GPU."""
 
 
+def write_batch_sizes(found: dict, _: dict) -> str:
+    flops, peak = found["flops_per_image"], median(found["products_per_second"])
+    rows = []
+    for name, seconds in found["step_seconds"].items():
+        size, way = name.split()
+        reached = flops * int(size) / median(seconds)
+        speed = number(int(size) / median(seconds))
+        rows.append((size, way, duration(median(seconds)), speed, number(reached / 1e12), percent(reached / peak)))
+    failed = [f"Batches of {name}: {failure}.\n" for name, failure in found["failures"].items() if failure]
+    head = "batch | step | time | images a second | TFLOP/s | share of the matrix product's rate"
+    return f"""## Larger batches
+
+{table(head, *rows)}
+
+{found["name"]} at {found["size"]} pixels square, trained in {found["precision"]}: feeding, {number(flops / 1e9)}
+GFLOP an image of convolutions and linear layers forward and backward, optimizer and averaging; on a GPU the whole
+step is a CUDA graph. `torch.mm` of {found["matrix"]} x {found["matrix"]} in this precision, in turn with them, has
+{number(peak / 1e12)} TFLOP/s. {"".join(failed)}"""
+
+
 def write_memory(found: dict, _: dict) -> str:
     name = f"{'the dataset' if found['dataset'] else 'an array'}, {found['rows']:,} images"
     peaks = {what: own["peak_gb"] for what, own in found["arrays"].items()}
@@ -391,6 +411,7 @@ WRITERS = {
     "feeding": write_feeding,
     "arithmetic": write_arithmetic,
     "switches": write_switches,
+    "batch_sizes": write_batch_sizes,
     "memory": write_memory,
 }
 

@@ -46,6 +46,7 @@ class Effort:
     train: dict[str, object] = field(default_factory=dict)  # changes to the params of both
     matrices: tuple[int, ...] = (512, 1024, 2048, 4096)
     gpu_matrices: tuple[int, ...] = (8192, 16384)
+    batch_sizes: tuple[int, ...] = (32, 128, 512)  # of cnn3
     compiles: bool = True
     rows: int = 7023  # of the array whose memory is measured where there is no data/images.npy
 
@@ -66,6 +67,7 @@ QUICK = Effort(
         "threads": 1,
     },
     matrices=(64,),
+    batch_sizes=(4, 8),
     compiles=False,
     rows=100,
 )

@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
@@ -311,13 +313,7 @@ def turn_switches(shared: Bench, network: Network) -> dict:
             if kind != "fused":  # these would read a rate on the GPU back at each step
                 group["lr"], group["capturable"] = 0.0, False
     calls: dict[str, Callable[[], object]] = {name: side.run_epoch for name, side in sides.items()}
-    first_turn, failure = None, "not tried"
-    try:
-        if shared.effort.compiles:
-            first_turn, failure = clock(calls["compiled"], shared.device), None
-    except Exception as error:  # whatever the machine's compiler lacks
-        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        print(f"  torch.compile failed: {failure}", flush=True)
+    first_turn, failure = compile_first(shared, calls["compiled"])
     if failure:
         del calls["compiled"]
     with ExitStack() as stack:
@@ -332,6 +328,52 @@ def turn_switches(shared: Bench, network: Network) -> dict:
         "images_per_second": {side: [len(sides["as it is"].train) / t for t in taken[side]] for side in taken},
         "first_compiled_turn_seconds": first_turn,
         "compile_failure": failure,
+    }
+
+
+def compile_first(shared: Bench, call: Callable[[], object]) -> tuple[float | None, str | None]:
+    """Take the first turn of a compiled training; return its seconds, and why it failed where it did."""
+    if not shared.effort.compiles:
+        return None, "not tried"
+    try:
+        return clock(call, shared.device), None
+    except Exception as error:  # whatever the machine's compiler lacks
+        failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        print(f"  torch.compile failed: {failure}", flush=True)
+        return None, failure
+
+
+def batch_sizes(shared: Bench, results: dict) -> dict:
+    """Train the seed's largest network in batches of several sizes, as it is and compiled."""
+    network, effort = shared.networks["cnn3"], shared.effort
+    calls, steps, failures = {}, {}, {}
+    # Else the second size would be compiled for any.
+    with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        for size in effort.batch_sizes:
+            count = max(1, network.steps * network.train.batch_size // size)
+            other = replace(network, train=network.train.model_copy(update={"batch_size": size}), steps=count)
+            for compiled in (False, True):
+                training = shared.training(other, compiled=compiled)
+                name = f"{size} {'compiled' if compiled else 'eager'}"
+                if compiled:
+                    _, failures[name] = compile_first(shared, training.run_epoch)
+                if not failures.get(name):
+                    calls[name], steps[name] = training.run_epoch, count
+        matrix = effort.gpu_matrices[0] if shared.device.type == "cuda" else effort.matrices[-1]
+        left, right = torch.randn(2, matrix, matrix, device=shared.device).to(shared.precision)
+        calls["product"] = lambda: torch.mm(left, right)
+        taken = interleaved(calls, shared.device, effort.rounds, effort.turn)
+    one = shared.training(network)
+    _, flops = count_flops(one.model, *next(one.train.in_order()))
+    return {
+        "name": network.train.model,
+        "size": network.size,
+        "precision": name_of(shared.precision),
+        "flops_per_image": flops / network.train.batch_size,
+        "matrix": matrix,
+        "products_per_second": [2 * matrix**3 / t for t in taken.pop("product")],
+        "failures": failures,
+        "step_seconds": {name: [t / steps[name] for t in seconds] for name, seconds in taken.items()},
     }
 
 
@@ -381,10 +423,12 @@ SECTIONS = {
     "feeding": feeding,
     "arithmetic": arithmetic,
     "switches": switches,
+    "batch_sizes": batch_sizes,
     "memory": memory,
 }
-LONG = {"whole_seed"}  # runs only where it is named
-USUAL = [name for name in SECTIONS if name not in LONG]
+# What runs only where it is named: for its hour, and where a larger batch fills no more of the processor.
+NAMED = {"whole_seed"} if torch.cuda.is_available() else {"whole_seed", "batch_sizes"}
+USUAL = [name for name in SECTIONS if name not in NAMED]
 
 
 def circumstances(shared: Bench) -> dict[str, str | int]:

@@ -60,7 +60,12 @@ def test_it_writes_the_page_the_figures_and_the_plot(project):
     assert whole["mean"] == pytest.approx(squares.mean() / 255, abs=1e-6)
     assert whole["deviation"] == pytest.approx(squares.std() / 255, abs=1e-6)
     assert abs(squares[:16].mean() / 255 - whole["mean"]) > 1e-4  # some would not do
-    assert "whole_seed" not in USUAL and {*USUAL, "whole_seed"} == set(SECTIONS)
+    named = {"whole_seed"} if torch.cuda.is_available() else {"whole_seed", "batch_sizes"}
+    assert set(SECTIONS) - set(USUAL) == named
+
+    larger, cnn3 = results["batch_sizes"], results["arithmetic"]["networks"]["cnn3"]
+    assert list(larger["step_seconds"]) == ["4 eager", "8 eager"]
+    assert larger["flops_per_image"] == cnn3["flops"]["step"] / 4
 
     speed = {side: median(taken) for side, taken in results["seed"]["images_per_second"].items()}
     (row,) = rows_of(page, "training cnn3")
@@ -286,6 +291,24 @@ def test_contiguous_batches_have_the_same_values_in_the_other_format(tmp_path):
 def test_a_ratio_is_that_of_the_medians_with_the_spread_of_its_rounds():
     assert bench_report.times([4, 6, 9], [2, 2, 2]) == "3.00 times (2.00 to 4.50)"
     assert bench_report.times([4], [2]) == "2.00 times"
+
+
+def test_a_batch_size_has_the_share_of_the_product_s_rate_that_its_operations_reach():
+    found = {
+        "name": "cnn3",
+        "size": 256,
+        "precision": "bfloat16",
+        "flops_per_image": 6.5e9,
+        "matrix": 8192,
+        "products_per_second": [7e14, 8e14, 9e14],
+        "failures": {"32 compiled": "RuntimeError: no compiler"},
+        "step_seconds": {"32 eager": [0.003, 0.002, 0.002], "128 eager": [0.004, 0.0052, 0.006]},
+    }
+    page = bench_report.write_batch_sizes(found, {})
+    # 32 images in 2 ms are 16,000 a second, at 6.5 GFLOP each 104 TFLOP/s, of 800.
+    assert rows_of(page, "32 ") == [["32", "eager", "2 ms", "16,000", "104", "13.0%"]]
+    assert rows_of(page, "128 ") == [["128", "eager", "5.2 ms", "24,615", "160", "20.0%"]]
+    assert "has\n800 TFLOP/s" in page and "Batches of 32 compiled: RuntimeError: no compiler." in page
 
 
 def test_the_page_of_a_gpu_leaves_that_of_the_cpu_alone(tmp_path):
