@@ -40,6 +40,10 @@ BY_HAND = "download the zip in a browser and put it at data/archive.zip"
 Opener = Callable[[], IO[bytes]]
 
 
+class UnexpectedCount(UserError):  # noqa: N818, of the data set or of the param, who knows
+    """A data set has another number of images than it must have."""
+
+
 def copy_images(source: Path, target: Path, expected: int | None = None) -> None:
     """Copy a data set into the layout that every stage reads, ``Training/<class>/`` and ``Testing/<class>/``.
 
@@ -55,7 +59,9 @@ def copy_images(source: Path, target: Path, expected: int | None = None) -> None
     Raises
     ------
     UserError
-        If the source is missing, a bad zip, laid out otherwise or of another number of images.
+        If the source is missing, a bad zip or laid out otherwise.
+    UnexpectedCount
+        If it has another number of images.
     """
     if not source.exists():
         raise UserError(f"{source}: does not exist; set data.folder to a folder or zip with one folder per class")
@@ -68,7 +74,7 @@ def copy_images(source: Path, target: Path, expected: int | None = None) -> None
             places, passed_over = arrange(source, files, folders)
             found = sum(place.parent != PurePosixPath() for place in places.values())
             if expected not in (None, found):
-                raise UserError(
+                raise UnexpectedCount(
                     f"{source}: holds {found} images, not the {expected} of data.images: another version of the "
                     "data set, or not all of it; get the one that data.version pins, or set data.images"
                 )

@@ -7,7 +7,7 @@ from braintumor.errors import UserError
 from braintumor.files import replacing_folder
 from braintumor.params import Data, load_params
 from braintumor.phantom import make_phantom
-from braintumor.sources import copy_images, fetch_kaggle
+from braintumor.sources import UnexpectedCount, copy_images, fetch_kaggle
 from braintumor.tables import list_images
 from stages import run
 
@@ -42,6 +42,8 @@ def bring_kaggle(params: Data, folder: Path, target: Path) -> None:
     archive = fetch_kaggle(params.dataset, params.version, download / f"{name}-{params.version}")
     try:
         copy_images(archive, target, params.images)
+    except UnexpectedCount:  # it may be data.images that is wrong
+        raise
     except UserError:  # nobody goes on with a bad file
         shutil.rmtree(download)
         raise

@@ -61,6 +61,7 @@ def test_a_bound_that_a_param_does_not_take_is_an_error(tmp_path):
             "{train.dropout: {low: 0.0, high: 0.6, log: true}}}",
             r"train\.dropout: .* over 0 where the scale is log",
         ),
+        ("{train.lr: {low: 0.1, high: 0.2, log: maybe}}}", r"train\.lr: log is true or false, got maybe"),
         ("[train.dropout]}", "space and overrides are params"),
         ("}", "space and overrides are params"),
         ("{train.droput: {low: 0.1, high: 0.2}}}", r"train\.droput: no such param"),
