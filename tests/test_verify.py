@@ -56,6 +56,31 @@ def test_headlines_come_before_parts_and_middles_before_bounds():
     assert verify.judge("evaluate", {"o": "1"}, {"o": "2"}, before, after, set())[0] == "different"
 
 
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "figures"),
+    [
+        # What the committed run and the same commit on another processor have.
+        (
+            "export",
+            {"novelty_flagged_test": 0.0242, "novelty_auroc_shuffled": 0.998, "novelty_flagged_phantoms": 0.0775},
+            {"novelty_flagged_test": 0.0249, "novelty_auroc_shuffled": 0.9974, "novelty_flagged_phantoms": 0.0},
+            "novelty_flagged_test 0.0242 -> 0.0249",
+        ),
+        (
+            "explain",
+            {"border_share": 0.2374, "border_share_notumor": 0.3465},
+            {"border_share": 0.2413, "border_share_notumor": 0.3664},
+            "border_share 0.2374 -> 0.2413",
+        ),
+    ],
+)
+def test_other_weights_may_see_a_few_images_otherwise(stage, before, after, figures):
+    assert verify.judge(stage, {"o": "1"}, {"o": "2"}, before, after, set()) == ("within tolerance", figures)
+    first = next(iter(before))
+    verdict, _ = verify.judge(stage, {"o": "1"}, {"o": "2"}, before, after | {first: before[first] + 0.03}, set())
+    assert verdict == "different"
+
+
 def test_times_counts_and_losses_are_not_judged():
     before = {"latency_ms": 0.1, "validation_loss": 0.2, "errors": 5, "best_epoch": 3, "f1": 0.5}
     after = {"latency_ms": 0.9, "validation_loss": 0.9, "errors": 9, "best_epoch": 1, "f1": 0.51}
