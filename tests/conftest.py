@@ -15,6 +15,8 @@ from scripts.demo import MEASURED
 from scripts.study_demo import OVERRIDES
 
 PROJECT = Path(__file__).parent.parent
+# Two tests run at a time, each with torch's threads on every core: these would mostly wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 TINY = OVERRIDES | {
     "explain": {
         "samples": 2,

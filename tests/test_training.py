@@ -60,7 +60,7 @@ def make_sets(n=320, size=32, device=CPU):
 
 
 def train(recipe=RECIPE, precision=torch.float32, epochs=None, state=None, device="cpu", graphs=None):
-    device = choose_device(device, 2)
+    device = choose_device(device, 1)
     torch.manual_seed(recipe.seed)
     model = Architecture.named("resnet", [8, 16], None, 0.1, 32, 2).build()
     training = Training(model, *make_sets(device=device), AUGMENTATION, recipe, precision)
