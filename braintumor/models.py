@@ -15,8 +15,8 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
-# How many times the stem halves the image.
-RESNETS = {"resnet": 2, "resnet_nopool": 1}
+# How many times the stem halves the image, and whether the last blocks do once more.
+RESNETS = {"resnet": (2, True), "resnet_stride16": (2, False), "resnet_nopool": (1, True)}
 RESNET_CHANNELS = (16, 16, 32, 32, 64, 64, 128, 128)
 
 
@@ -26,7 +26,7 @@ class Architecture:
 
     Attributes
     ----------
-    model : {"resnet", "resnet_nopool", "cnn"} or str
+    model : {"resnet", "resnet_stride16", "resnet_nopool", "cnn"} or str
         ``torchvision/`` and a name is one of torchvision's classifiers.
     channels : tuple of int
         Of each block; none for those of torchvision.
@@ -70,7 +70,10 @@ class Architecture:
         own_channels, own_hidden = CNNS.get(name, (RESNET_CHANNELS, None))
         model = name if name in RESNETS else "cnn"
         channels = tuple(channels or own_channels)
-        halvings = RESNETS[name] + sum(halvings_of(channels)) if name in RESNETS else len(channels)
+        halvings = len(channels)
+        if name in RESNETS:
+            stem, halves_last = RESNETS[name]
+            halvings = stem + sum(halvings_of(channels, halves_last))
         if size < 2**halvings:
             raise UserError(
                 f"train.channels: the network halves an image of {size} pixels {halvings} times, to nothing; "
@@ -94,7 +97,8 @@ class Architecture:
             name = self.model.removeprefix("torchvision/")
             return TorchvisionNetwork(name, self.dropout, self.size, self.classes, pretrained)
         if self.model in RESNETS:
-            return ResNet(self.channels, self.dropout, self.classes, pools=RESNETS[self.model] == 2)
+            stem, halves_last = RESNETS[self.model]
+            return ResNet(self.channels, self.dropout, self.classes, stem == 2, halves_last)
         return CNN(self.channels, self.hidden, self.dropout, self.size, self.classes)
 
 
@@ -171,25 +175,33 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.residual(features) + self.shortcut(features))
 
 
-def halvings_of(channels: tuple[int, ...]) -> list[bool]:
-    """Say which residual blocks halve the image: those with other channels than the block before."""
-    return [before != after for before, after in zip((channels[0], *channels), channels, strict=False)]
+def halvings_of(channels: tuple[int, ...], halves_last: bool) -> list[bool]:
+    """Say which residual blocks halve the image: those with other channels than the block before.
+
+    Without `halves_last` the last of them does not.
+    """
+    halvings = [before != after for before, after in zip((channels[0], *channels), channels, strict=False)]
+    if not halves_last and True in halvings:
+        halvings[len(halvings) - 1 - halvings[::-1].index(True)] = False
+    return halvings
 
 
 class ResNet(nn.Module):
     """A compact residual network: a stem that halves the image, one block per entry of channels, mean pooling.
 
-    A block that changes the number of channels halves the image. A stem that pools halves it once more, before its
-    norm and its ReLU, which then have a quarter of the work.
+    A block that changes the number of channels halves the image, the last one of them on demand. A stem that pools
+    halves it once more, before its norm and its ReLU, which then have a quarter of the work.
 
     Parameters
     ----------
     channels, dropout, classes
         See `Architecture`.
-    pools : bool
+    pools, halves_last : bool
     """
 
-    def __init__(self, channels: tuple[int, ...], dropout: float, classes: int, pools: bool) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], dropout: float, classes: int, pools: bool, halves_last: bool
+    ) -> None:
         super().__init__()
         pooling = [nn.MaxPool2d(2)] if pools else []
         self.stem = nn.Sequential(
@@ -199,7 +211,7 @@ class ResNet(nn.Module):
             nn.ReLU(),
         )
         befores = (channels[0], *channels)
-        shapes = zip(befores, channels, halvings_of(channels), strict=False)
+        shapes = zip(befores, channels, halvings_of(channels, halves_last), strict=False)
         self.blocks = nn.Sequential(*[ResidualBlock(before, after, halves) for before, after, halves in shapes])
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels[-1], classes)

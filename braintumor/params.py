@@ -31,7 +31,7 @@ def _exponent(value: object) -> object:
 
 def _network(value: str) -> str:
     """Let the name of a network through; whether torchvision has it, only torchvision can say."""
-    own = ("resnet", "resnet_nopool", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
+    own = ("resnet", "resnet_stride16", "resnet_nopool", "cnn", "cnn0", "cnn1", "cnn2", "cnn3")
     if value not in own and not re.fullmatch(r"torchvision/[a-z0-9_]+", value):
         raise ValueError(f"must be {', '.join(own)} or torchvision/<name>, got {value!r}")
     return value
@@ -149,6 +149,7 @@ class Train(Section):
     scale: Annotated[Number, Field(ge=0)]
     brightness: Share
     contrast: Share
+    elastic: Share
     averaging: Annotated[Number, Field(ge=0, lt=1)]
     patience: Count | None
     seed: Seed
@@ -248,7 +249,7 @@ def pick(kind: type[T], section: Section) -> T:
 
 
 # Params that were added when results lay about already, each with the value that does what was done before.
-CAME_LATER = {"train.distinct": False}
+CAME_LATER = {"train.distinct": False, "train.elastic": 0.0}
 
 
 def with_later(content: dict[str, dict]) -> dict[str, dict]:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from braintumor.errors import UserError
-from braintumor.models import Architecture, count_parameters
+from braintumor.models import Architecture, count_parameters, halvings_of
 
 
 def architecture(name, channels=None, hidden=None, dropout=0.3, size=256, classes=4):
@@ -55,7 +55,16 @@ def test_a_stem_that_does_not_pool_leaves_the_same_weights_and_twice_the_side():
     assert [model.blocks(model.stem(images)).shape[-1] for model in (pooled, plain)] == [3, 6]
 
 
-@pytest.mark.parametrize("name", ["cnn2", "resnet", "resnet_nopool"])
+def test_last_blocks_that_halve_no_more_leave_the_same_weights_and_twice_the_side():
+    whole, finer = (architecture(name, size=96).build() for name in ("resnet", "resnet_stride16"))
+    assert count_parameters(whole) == count_parameters(finer)
+    features = finer.stem(torch.zeros(1, 1, 96, 96))
+    sides = [(features := block(features)).shape[-1] for block in finer.blocks]
+    assert sides == [24, 24, 12, 12, 6, 6, 6, 6]
+    assert halvings_of((8, 8), halves_last=False) == [False, False]
+
+
+@pytest.mark.parametrize("name", ["cnn2", "resnet", "resnet_stride16", "resnet_nopool"])
 @pytest.mark.parametrize("size", [33, 96])
 def test_every_image_gets_one_logit_per_class(name, size):
     model = architecture(name, size=size).build().eval()

@@ -49,7 +49,7 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
         ({"train.channels": [8, "x"]}, "train.channels.1: must be a valid integer, got 'x'"),
         (
             {"train.model": "vgg"},
-            "train.model: must be resnet, resnet_nopool, cnn, cnn0, cnn1, cnn2, cnn3 or "
+            "train.model: must be resnet, resnet_stride16, resnet_nopool, cnn, cnn0, cnn1, cnn2, cnn3 or "
             "torchvision/<name>, got 'vgg'",
         ),
         ({"train.model": "torchvision/"}, "or torchvision/<name>, got 'torchvision/'"),
