@@ -95,9 +95,9 @@ def read_search(file: Path, content: dict) -> dict[str, Any]:
                 with_overrides(content, search["overrides"] | {name: tried})
             except (ValueError, TypeError, OverflowError) as error:  # pydantic's are ValueErrors, too
                 raise UserError(f"{file}: {name}: {value}: {' '.join(str(error).split())}") from None
-        if not isinstance(kind.get("log", False), bool):
-            raise UserError(f"{file}: {name}: log is true or false, got {kind['log']}")
         if not listed:
+            if not isinstance(kind.get("log", False), bool):
+                raise UserError(f"{file}: {name}: log is true or false, got {kind['log']}")
             kind["low"], kind["high"] = float(kind["low"]), float(kind["high"])
             if kind["low"] >= kind["high"] or (kind.get("log") and kind["low"] <= 0):
                 raise UserError(f"{file}: {name}: low must be less than high, and over 0 where the scale is log")

@@ -40,7 +40,7 @@ BY_HAND = "download the zip in a browser and put it at data/archive.zip"
 Opener = Callable[[], IO[bytes]]
 
 
-class UnexpectedCount(UserError):  # noqa: N818, of the data set or of the param, who knows
+class UnexpectedCount(UserError):  # noqa: N818, it may be the param that is wrong
     """A data set has another number of images than it must have."""
 
 

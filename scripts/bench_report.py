@@ -37,8 +37,8 @@ Written by `make bench` from what it measured; every sample is in
 rounds after one that warmed up; the figures are medians, with the least and largest ratio of a round. Only whole
 trainings (*Time to an accuracy*) ran once each, one after the other. Sections ran
 at different times, so compare times within one section only. One section alone:
-`python -m scripts.bench_training --only seed` (or `time`, `feeding`, `arithmetic`, `switches`, `memory`; what
-`make bench` leaves as it is: `whole_seed`, over an hour, and `batch_sizes`, which it measures on a GPU).
+`python -m scripts.bench_training --only seed` (or `time`, `feeding`, `arithmetic`, `switches`, `memory`; on a GPU
+`batch_sizes`; and `whole_seed`, over an hour, which `make bench` leaves as it is).
 
 ![Speed, time to an accuracy, parts of a step, switches](benchmark.png)
 """
@@ -383,8 +383,9 @@ def write_batch_sizes(found: dict, _: dict) -> str:
 {table(head, *rows)}
 
 {found["name"]} at {found["size"]} pixels square, trained in {found["precision"]}: feeding, {number(flops / 1e9)}
-GFLOP an image of convolutions and linear layers forward and backward, optimizer and averaging; on a GPU the whole
-step is a CUDA graph. `torch.mm` of {found["matrix"]} x {found["matrix"]} in this precision, in turn with them, has
+GFLOP an image of convolutions and linear layers forward and backward, optimizer and averaging; on a GPU all but
+the feeding is one CUDA graph. What an epoch ends with is shared out among its steps. `torch.mm` of
+{found["matrix"]} x {found["matrix"]} in this precision, in turn with them, has
 {number(peak / 1e12)} TFLOP/s. {"".join(failed)}"""
 
 

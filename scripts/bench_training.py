@@ -314,7 +314,7 @@ def turn_switches(shared: Bench, network: Network) -> dict:
             if kind != "fused":  # these would read a rate on the GPU back at each step
                 group["lr"], group["capturable"] = 0.0, False
     calls: dict[str, Callable[[], object]] = {name: side.run_epoch for name, side in sides.items()}
-    first_turn, failure = compile_first(shared, calls["compiled"])
+    first_turn, failure = take_first_turn(shared, calls["compiled"]) if shared.effort.compiles else NOT_TRIED
     if failure:
         del calls["compiled"]
     with ExitStack() as stack:
@@ -332,21 +332,24 @@ def turn_switches(shared: Bench, network: Network) -> dict:
     }
 
 
-def compile_first(shared: Bench, call: Callable[[], object]) -> tuple[float | None, str | None]:
-    """Take the first turn of a compiled training; return its seconds, and why it failed where it did."""
-    if not shared.effort.compiles:
-        return None, "not tried"
+NOT_TRIED = None, "not tried"
+
+
+def take_first_turn(shared: Bench, call: Callable[[], object]) -> tuple[float | None, str | None]:
+    """Take the first turn of a training; return its seconds, and why it failed where it did."""
     try:
         return clock(call, shared.device), None
-    except Exception as error:  # whatever the machine's compiler lacks
+    except Exception as error:  # whatever the machine's compiler or the card's memory lacks
         failure = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        print(f"  torch.compile failed: {failure}", flush=True)
+        print(f"  failed: {failure}", flush=True)
         return None, failure
 
 
 def batch_sizes(shared: Bench, results: dict) -> dict:
     """Train the seed's largest network in batches of several sizes, as it is and compiled."""
     network, effort = shared.networks["cnn3"], shared.effort
+    if shared.device.type == "cpu" and effort != QUICK:
+        raise LeftOut("needs a GPU; two cores are full with a small batch")
     calls, steps, failures = {}, {}, {}
     # Else the second size would be compiled for any.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
@@ -356,9 +359,9 @@ def batch_sizes(shared: Bench, results: dict) -> dict:
             for compiled in (False, True):
                 training = shared.training(other, compiled=compiled)
                 name = f"{size} {'compiled' if compiled else 'eager'}"
-                if compiled:
-                    _, failures[name] = compile_first(shared, training.run_epoch)
-                if not failures.get(name):
+                tried = effort.compiles or not compiled
+                _, failures[name] = take_first_turn(shared, training.run_epoch) if tried else NOT_TRIED
+                if not failures[name]:
                     calls[name], steps[name] = training.run_epoch, count
         matrix = effort.gpu_matrices[0] if shared.device.type == "cuda" else effort.matrices[-1]
         left, right = torch.randn(2, matrix, matrix, device=shared.device).to(shared.precision)
@@ -427,9 +430,8 @@ SECTIONS = {
     "batch_sizes": batch_sizes,
     "memory": memory,
 }
-# What runs only where it is named: for its hour, and where a larger batch fills no more of the processor.
-NAMED = {"whole_seed"} if torch.cuda.is_available() else {"whole_seed", "batch_sizes"}
-USUAL = [name for name in SECTIONS if name not in NAMED]
+LONG = {"whole_seed"}  # runs only where it is named
+USUAL = [name for name in SECTIONS if name not in LONG]
 
 
 def circumstances(shared: Bench) -> dict[str, str | int]:

@@ -31,8 +31,10 @@ EXACT = ("download", "preprocess", "split")
 # What a stage is judged by, where it has them; else all shares are. The weights that another processor's rounding
 # ends in differ by more in the scores of few images: one class's, or made-up heads, which no network has seen.
 HEADLINES = (
-    "accuracy", "accuracy_distinct", "balanced_accuracy", "f1", "auc", "validation_accuracy", "border_share",
-    "novelty_flagged_test", "novelty_auroc_shuffled",
+    "accuracy", "accuracy_distinct", "balanced_accuracy", "f1", "auc", "validation_accuracy",
+    "border_share", "pointing", "overlap",
+    "novelty_flagged_test", "novelty_auroc_shuffled", "novelty_flagged_shuffled", "novelty_auroc_noise",
+    "novelty_flagged_noise",
 )  # fmt: skip
 # Times, sizes and rates are 0 to 1 by chance; an interval's bounds move more than its middle.
 NOT_SHARES = re.compile(r"(^|_)(ms|seconds|latency|bytes|lr|loss|epoch|temperature)($|_)|_(low|high)$")

@@ -81,6 +81,15 @@ def test_other_weights_may_see_a_few_images_otherwise(stage, before, after, figu
     assert verdict == "different"
 
 
+@pytest.mark.parametrize(
+    ("name", "beside"), [("pointing", "border_share"), ("overlap", "border_share"), ("novelty_auroc_noise", "auc")]
+)
+def test_what_falls_beside_a_score_that_stays_is_seen(name, beside):
+    before = {beside: 0.24, name: 0.9}
+    judged = verify.judge("explain", {"o": "1"}, {"o": "2"}, before, before | {name: 0.5}, set())
+    assert judged == ("different", f"{name} 0.9 -> 0.5")
+
+
 def test_times_counts_and_losses_are_not_judged():
     before = {"latency_ms": 0.1, "validation_loss": 0.2, "errors": 5, "best_epoch": 3, "f1": 0.5}
     after = {"latency_ms": 0.9, "validation_loss": 0.9, "errors": 9, "best_epoch": 1, "f1": 0.51}
