@@ -13,8 +13,6 @@ from torch import Tensor
 
 from braintumor.tables import TRAIN, VALIDATION
 
-CONTROL = 6  # points along each axis that a bend moves
-
 
 def resident_limit(device: torch.device) -> int:
     """Return the bytes that a set may take on a device: half of a GPU's free memory, half a GiB on a CPU."""
@@ -39,9 +37,6 @@ class Augmentation:
         The grey values are multiplied by a factor between 1 - brightness and 1 + brightness.
     contrast : float
         Their distances from the image's mean are multiplied by a factor between 1 - contrast and 1 + contrast.
-    elastic : float
-        The points of a 6 x 6 grid over the image move by up to this share of the side along each axis, what lies
-        between them with them, as rubber would (after Simard et al. 2003 and arXiv:1505.04597).
     """
 
     flip: float
@@ -50,7 +45,6 @@ class Augmentation:
     scale: float
     brightness: float
     contrast: float
-    elastic: float
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw what is random about n images.
@@ -61,9 +55,8 @@ class Augmentation:
         Returns
         -------
         Tensor of shape (n, 7), float32, 0 to 1
-            With ``elastic`` of shape (n, 79).
         """
-        return torch.rand(n, 7 + (2 * CONTROL**2 if self.elastic else 0), generator=generator)
+        return torch.rand(n, 7, generator=generator)
 
     def warps(self, draw: Tensor) -> Tensor:
         """Turn what was drawn into one affine map per image, from places in the result to places in the image.
@@ -82,25 +75,19 @@ class Augmentation:
         rows = [cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]]
         return torch.stack(rows, dim=1).reshape(-1, 2, 3)
 
-    def bends(self, draw: Tensor) -> Tensor | None:
-        """Turn what was drawn into how far control points move, see `warp`; None where none does."""
-        if not self.elastic:
-            return None
-        return (draw[:, 7:].reshape(-1, CONTROL, CONTROL, 2) * 2 - 1) * self.elastic * 2
-
     def __call__(self, images: Tensor, draw: Tensor, mean: float, deviation: float) -> Tensor:
         """Change each image by what was drawn for it, and normalise it.
 
         Parameters
         ----------
         images : Tensor of shape (n, 1, size, size), float32, 0 to 255
-        draw : Tensor of shape (n, 7) or (n, 79)
+        draw : Tensor of shape (n, 7)
             From `draw`, on the images' device.
         mean, deviation : float
             Normalisation, on a scale of 0 to 1.
         """
-        images = warp(images, self.warps(draw), self.bends(draw))
-        factors = (draw[:, 5:7] * 2 - 1)[:, :, None, None, None]
+        images = warp(images, self.warps(draw))
+        factors = (draw[:, 5:] * 2 - 1)[:, :, None, None, None]
         contrast, brightness = 1 + factors[:, 0] * self.contrast, 1 + factors[:, 1] * self.brightness
         centre = images.mean(dim=(1, 2, 3), keepdim=True)
         # brightness * (contrast * (image - centre) + centre), cut off at black and white and normalised, with the
@@ -110,38 +97,22 @@ class Augmentation:
         return images.mul_(gain).add_(offset).clamp_(-mean / deviation, (1 - mean) / deviation)
 
 
-def warp(images: Tensor, warps: Tensor, bends: Tensor | None = None) -> Tensor:
-    """Move each image by its affine map, and bend it, with bilinear sampling and black around it.
+def warp(images: Tensor, warps: Tensor) -> Tensor:
+    """Move each image by its affine map, with bilinear sampling and black around it.
 
     Parameters
     ----------
     images : Tensor of shape (n, 1, size, size), float32
     warps : Tensor of shape (n, 2, 3)
         See `Augmentation.warps`.
-    bends : Tensor of shape (n, k, k, 2), optional
-        What is added to the places that the map leads to, x first, at k x k control points, evenly from edge to
-        edge, by row and column of the result; between them bilinear.
     """
     # What F.affine_grid gives, which multiplies a small matrix at each pixel and takes longer than the sampling.
     # As complex numbers, x + iy, a row and a column of places add up to the grid in one pass.
     size = images.shape[-1]
     places = (torch.arange(size, dtype=warps.dtype, device=warps.device) * 2 + 1) / size - 1
     x, y, shift = torch.view_as_complex(warps.transpose(1, 2).contiguous()).unbind(1)
-
-    def led_to(places: Tensor) -> Tensor:
-        along_x, along_y = x[:, None, None] * places, y[:, None, None] * places[:, None] + shift[:, None, None]
-        return torch.view_as_real(along_x + along_y)
-
-    if bends is None:
-        grid = led_to(places)
-    else:
-        # Between control points the map is bilinear as well: two small matrix products take both along.
-        points = bends.shape[1]
-        moved = led_to(torch.linspace(-1, 1, points, dtype=warps.dtype, device=warps.device)) + bends
-        control = torch.arange(points, device=warps.device)
-        weights = (1 - ((places[:, None] + 1) / 2 * (points - 1) - control).abs()).clamp(min=0)
-        in_rows = torch.einsum("jb,nabc->najc", weights, moved).flatten(2)
-        grid = torch.matmul(weights, in_rows).view(-1, size, size, 2)
+    along_x, along_y = x[:, None, None] * places, y[:, None, None] * places[:, None] + shift[:, None, None]
+    grid = torch.view_as_real(along_x + along_y)
     return F.grid_sample(images, grid, padding_mode="zeros", align_corners=False)
 
 

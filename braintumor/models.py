@@ -15,7 +15,8 @@ CNNS = {
     "cnn2": ((4, 8, 16, 32, 32), 64),
     "cnn3": ((32, 64, 128, 256, 256), 512),
 }
-# How many times the stem halves the image, and whether the last blocks do once more.
+# How many times the stem halves the image, and whether the last stage does once more: a stride of 32, 16 and 16
+# with their own channels.
 RESNETS = {"resnet": (2, True), "resnet_stride16": (2, False), "resnet_nopool": (1, True)}
 RESNET_CHANNELS = (16, 16, 32, 32, 64, 64, 128, 128)
 
@@ -181,22 +182,25 @@ def halvings_of(channels: tuple[int, ...], halves_last: bool) -> list[bool]:
     Without `halves_last` the last of them does not.
     """
     halvings = [before != after for before, after in zip((channels[0], *channels), channels, strict=False)]
-    if not halves_last and True in halvings:
-        halvings[len(halvings) - 1 - halvings[::-1].index(True)] = False
+    if not halves_last and any(halvings):
+        halvings[max(i for i, halves in enumerate(halvings) if halves)] = False
     return halvings
 
 
 class ResNet(nn.Module):
     """A compact residual network: a stem that halves the image, one block per entry of channels, mean pooling.
 
-    A block that changes the number of channels halves the image, the last one of them on demand. A stem that pools
-    halves it once more, before its norm and its ReLU, which then have a quarter of the work.
+    A block that changes the number of channels halves the image. A stem that pools halves it once more, before its
+    norm and its ReLU, which then have a quarter of the work.
 
     Parameters
     ----------
     channels, dropout, classes
         See `Architecture`.
-    pools, halves_last : bool
+    pools : bool
+        Whether the stem does.
+    halves_last : bool
+        Whether the last block that changes the number of channels halves the image, too.
     """
 
     def __init__(

@@ -149,7 +149,6 @@ class Train(Section):
     scale: Annotated[Number, Field(ge=0)]
     brightness: Share
     contrast: Share
-    elastic: Share
     averaging: Annotated[Number, Field(ge=0, lt=1)]
     patience: Count | None
     seed: Seed
@@ -249,7 +248,7 @@ def pick(kind: type[T], section: Section) -> T:
 
 
 # Params that were added when results lay about already, each with the value that does what was done before.
-CAME_LATER = {"train.distinct": False, "train.elastic": 0.0}
+CAME_LATER = {"train.distinct": False}
 
 
 def with_later(content: dict[str, dict]) -> dict[str, dict]:

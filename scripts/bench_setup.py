@@ -30,7 +30,7 @@ SEED_PARAMS = {
     "model": "cnn3", "channels": None, "hidden": None, "pretrained": False, "dropout": 0.5, "batch_size": 32,
     "accumulation": 1, "optimizer": "adamw", "body_lr": 1.0, "frozen_epochs": 0, "weight_decay": 0.0,
     "label_smoothing": 0.0, "balance": 0.0, "flip": 0.5, "shift": 0.1, "rotation": 10, "scale": 0.0,
-    "brightness": 0.2, "contrast": 0.0, "elastic": 0.0,
+    "brightness": 0.2, "contrast": 0.0,
 }  # fmt: skip
 
 

@@ -226,7 +226,6 @@ def augmentations(ours: Augmentation, images: Tensor) -> dict[str, Callable[[], 
     """
     import kornia.augmentation as K  # noqa: N812, the usual name; here, as its memory is not the training's
 
-    ours = replace(ours, elastic=0.0)  # theirs would be a second warp
     generator, grey, linear = torch.Generator().manual_seed(0), images * 255, InterpolationMode.BILINEAR
     shift, zoom = (ours.shift, ours.shift), (1 / (1 + ours.scale), 1 + ours.scale)
     flip = v2.RandomHorizontalFlip(ours.flip)

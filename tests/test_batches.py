@@ -3,15 +3,14 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from scipy import interpolate, ndimage
 from torchvision.transforms.v2 import functional as reference
 
 from braintumor.batches import Augmentation, Batches, make_sets, measure, warp
 
 CPU = torch.device("cpu")
-OFF = {"flip": 0, "shift": 0, "rotation": 0, "scale": 0, "brightness": 0, "contrast": 0, "elastic": 0}
+OFF = {"flip": 0, "shift": 0, "rotation": 0, "scale": 0, "brightness": 0, "contrast": 0}
 NONE = Augmentation(**OFF)
-ALL = Augmentation(flip=0.5, shift=0.1, rotation=10, scale=0.25, brightness=0.2, contrast=0.2, elastic=0.04)
+ALL = Augmentation(flip=0.5, shift=0.1, rotation=10, scale=0.25, brightness=0.2, contrast=0.2)
 
 
 def random_images(n=20, size=16):
@@ -246,37 +245,6 @@ def test_a_zoom_agrees_with_torchvision():
     expected = reference.affine(image, 0, [0, 0], zoom, [0, 0], interpolation=reference.InterpolationMode.BILINEAR)
     assert abs(zoom - 1) > 0.05
     assert torch.allclose(inside(warp(image, warps)), inside(expected), atol=1)
-
-
-def test_a_bend_agrees_with_scipy():
-    image, size = smooth_image(), 48
-    warps, draw = one_warp(elastic=0.04, rotation=10)
-    bends = Augmentation(**OFF | {"elastic": 0.04}).bends(draw)
-    assert bends.abs().max() > 0.06
-    places = (np.arange(size) * 2 + 1) / size - 1
-    rows, columns = np.meshgrid(places, places, indexing="ij")
-    points = np.linspace(-1, 1, 6)
-    moved = interpolate.RegularGridInterpolator((points, points), bends[0].numpy())((rows, columns))
-    (a, b, _), (c, d, _) = warps[0].tolist()
-    x, y = a * columns + b * rows + moved[..., 0], c * columns + d * rows + moved[..., 1]
-    # From places of -1 to 1 to the pixels' centres.
-    there = [((place + 1) * size - 1) / 2 for place in (y, x)]
-    expected = ndimage.map_coordinates(image[0, 0].numpy(), there, order=1)
-    assert np.allclose(inside(warp(image, warps, bends)), inside(torch.tensor(expected)), atol=0.01)
-
-
-def test_control_points_that_do_not_move_bend_nothing():
-    image = smooth_image()
-    warps, _ = one_warp(rotation=10)
-    assert torch.allclose(warp(image, warps, torch.zeros(1, 6, 6, 2)), warp(image, warps), atol=1e-3)
-    assert NONE.bends(NONE.draw(1, torch.Generator())) is None
-
-
-def test_control_points_move_up_to_the_share_of_the_side_each_on_its_own():
-    bends = ALL.bends(ALL.draw(200, torch.Generator().manual_seed(0)))
-    assert bends.shape == (200, 6, 6, 2)
-    assert 0.0799 < bends.abs().max() <= 0.08
-    assert np.abs(np.corrcoef(bends.reshape(200, -1).T.numpy()) - np.eye(72)).max() < 0.35
 
 
 def test_mean_and_deviation_are_those_of_the_given_rows():

@@ -41,7 +41,7 @@ RECIPE = Recipe(
     epochs=6, optimizer="sgd", lr=0.05, schedule="cosine", warmup=0.1, weight_decay=5e-4, label_smoothing=0.1,
     averaging=0.9, patience=None, seed=3, accumulation=1, body_lr=1.0, frozen_epochs=0,
 )  # fmt: skip
-AUGMENTATION = Augmentation(flip=0.5, shift=0.05, rotation=5, scale=0, brightness=0.1, contrast=0, elastic=0.02)
+AUGMENTATION = Augmentation(flip=0.5, shift=0.05, rotation=5, scale=0, brightness=0.1, contrast=0)
 
 
 def make_sets(n=320, size=32, device=CPU):
