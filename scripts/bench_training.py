@@ -348,7 +348,7 @@ def batch_sizes(shared: Bench, results: dict) -> dict:
     """Train the seed's largest network in batches of several sizes, as it is and compiled."""
     network, effort = shared.networks["cnn3"], shared.effort
     if shared.device.type == "cpu" and effort != QUICK:
-        raise LeftOut("needs a GPU; two cores are full with a small batch")
+        raise LeftOut("needs a GPU; a CPU is full with a small batch")
     calls, steps, failures = {}, {}, {}
     # Else the second size would be compiled for any.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
