@@ -56,38 +56,14 @@ def test_headlines_come_before_parts_and_middles_before_bounds():
     assert verify.judge("evaluate", {"o": "1"}, {"o": "2"}, before, after, set())[0] == "different"
 
 
-@pytest.mark.parametrize(
-    ("stage", "before", "after", "figures"),
-    [
-        # What the committed run and the same commit on another processor have.
-        (
-            "export",
-            {"novelty_flagged_test": 0.0242, "novelty_auroc_shuffled": 0.998, "novelty_flagged_phantoms": 0.0775},
-            {"novelty_flagged_test": 0.0249, "novelty_auroc_shuffled": 0.9974, "novelty_flagged_phantoms": 0.0},
-            "novelty_flagged_test 0.0242 -> 0.0249",
-        ),
-        (
-            "explain",
-            {"border_share": 0.2374, "border_share_notumor": 0.3465},
-            {"border_share": 0.2413, "border_share_notumor": 0.3664},
-            "border_share 0.2374 -> 0.2413",
-        ),
-    ],
-)
-def test_other_weights_may_see_a_few_images_otherwise(stage, before, after, figures):
-    assert verify.judge(stage, {"o": "1"}, {"o": "2"}, before, after, set()) == ("within tolerance", figures)
-    first = next(iter(before))
-    verdict, _ = verify.judge(stage, {"o": "1"}, {"o": "2"}, before, after | {first: before[first] + 0.03}, set())
-    assert verdict == "different"
-
-
-@pytest.mark.parametrize(
-    ("name", "beside"), [("pointing", "border_share"), ("overlap", "border_share"), ("novelty_auroc_noise", "auc")]
-)
-def test_what_falls_beside_a_score_that_stays_is_seen(name, beside):
-    before = {beside: 0.24, name: 0.9}
-    judged = verify.judge("explain", {"o": "1"}, {"o": "2"}, before, before | {name: 0.5}, set())
-    assert judged == ("different", f"{name} 0.9 -> 0.5")
+def test_made_up_heads_are_not_judged_and_all_other_images_are():
+    # What the committed run has and the same commit has on another processor.
+    before = {"novelty_flagged_test": 0.0242, "novelty_flagged_noise": 1.0, "novelty_flagged_phantoms": 0.0775}
+    after = {"novelty_flagged_test": 0.0249, "novelty_flagged_noise": 1.0, "novelty_flagged_phantoms": 0.0}
+    judged = verify.judge("export", {"o": "1"}, {"o": "2"}, before, after, set())
+    assert judged == ("within tolerance", "novelty_flagged_test 0.0242 -> 0.0249")
+    judged = verify.judge("export", {"o": "1"}, {"o": "2"}, before, after | {"novelty_flagged_noise": 0.9}, set())
+    assert judged == ("different", "novelty_flagged_noise 1 -> 0.9")
 
 
 def test_times_counts_and_losses_are_not_judged():
