@@ -133,7 +133,7 @@ class Train(Section):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     accumulation: Count
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: Literal["sgd", "adamw", "muon"]
     lr: AutoOrRate
     body_lr: Share
     frozen_epochs: Annotated[int, Field(ge=0)]
@@ -172,6 +172,8 @@ class Train(Section):
             raise ValueError(f"model={self.model} has blocks of its own: channels and hidden must be null")
         if self.pretrained and not of_torchvision:
             raise ValueError(f"no weights come with model={self.model}: pretrained must be false")
+        if self.pretrained and self.optimizer == "muon":
+            raise ValueError("optimizer=muon scales all weights to one size: pretrained ones need sgd or adamw")
         return self
 
 

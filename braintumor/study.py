@@ -188,8 +188,10 @@ def _again(*arguments: str) -> str:
 
 
 @cache
-def read_same_results(file: Path) -> dict[str, str]:
+def read_same_results(file: Path) -> dict[str, str | None]:
     """Return which contents of code give the results of older ones, by git's hashes: ``same_results`` of a study.
+
+    None stands for a file that was not there, and that no older result needs.
 
     Raises
     ------
@@ -199,22 +201,25 @@ def read_same_results(file: Path) -> dict[str, str]:
     same = (read_settings(file) if file.exists() else {}).get("same_results") or {}
     if not isinstance(same, dict):
         raise UserError(f"{file}: same_results: {same} is no list of hashes, each with an older one")
-    for content in [*same, *same.values()]:
+    for content in [*same, *(content for content in same.values() if content is not None)]:
         if not re.fullmatch("[0-9a-f]{40}", str(content)) or not isinstance(content, str):
             raise UserError(f"{file}: same_results: {content} is none of git's hashes, 40 hex digits in quotes")
     return same
 
 
-def with_same_results(listing: str, same: dict[str, str]) -> str:
-    """Return a listing of git's with each content that gives an older one's results as that older one."""
+def with_same_results(listing: str, same: dict[str, str | None]) -> str:
+    """Return a listing of git's with each content that gives an older one's results as that older one.
 
-    def oldest(match: re.Match) -> str:
-        content = match[0]
+    Files that were not there are left out.
+    """
+    lines = []
+    for line in listing.splitlines(keepends=True):
+        content = older = line.split()[2]  # mode, kind, hash, path
         for _ in same:  # one may stand for another that stands for a third
-            content = same.get(content, content)
-        return content
-
-    return re.sub(r"\b[0-9a-f]{40}\b", oldest, listing)
+            older = same.get(older, older)
+        if older is not None:
+            lines.append(line.replace(content, older))
+    return "".join(lines)
 
 
 @cache

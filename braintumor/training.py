@@ -18,6 +18,10 @@ from braintumor.batches import Augmentation, Batches
 from braintumor.distributed import ALONE, Ranks
 from braintumor.errors import UserError
 from braintumor.graphs import GraphedStep
+from braintumor.muon import Muon
+
+# Of the learning rate that Muon's orthogonal steps have, docs/training.md.
+MUON_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: fl
     ----------
     model : nn.Module
         Its `head` trains at the full rate.
-    name : {"sgd", "adamw"}
-        SGD with Nesterov momentum 0.9, or AdamW, which without decay is Adam.
+    name : {"sgd", "adamw", "muon"}
+        SGD with Nesterov momentum 0.9, AdamW, which without decay is Adam, or SGD with `Muon`'s steps for the
+        body's convolutions, at MUON_SHARE of the rate and without decay.
     weight_decay : float
     body_lr : float
         Share of the rate that all but the head trains at. Each group has its share as ``share``.
@@ -100,19 +105,23 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: fl
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     # Body and head in groups of their own even at one rate: the fused SGD wants all of a group to start at once.
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for weight in model.parameters():
-        groups.setdefault((weight in head, weight.ndim > 1), []).append(weight)
+        orthogonal = name == "muon" and weight.ndim == 4 and weight not in head
+        groups.setdefault((weight in head, weight.ndim > 1, orthogonal), []).append(weight)
     # A CUDA graph reads the rate from where it lies, each time.
     settings = [
         {
             "params": own,
             "lr": torch.zeros((), device=device) if on_gpu else 0.0,
-            "share": 1.0 if in_head else body_lr,
-            "weight_decay": weight_decay if decays else 0.0,
+            "share": (1.0 if in_head else body_lr) * (MUON_SHARE if orthogonal else 1.0),
+            "weight_decay": weight_decay if decays and not orthogonal else 0.0,
+            "orthogonal": orthogonal,
         }
-        for (in_head, decays), own in groups.items()
+        for (in_head, decays, orthogonal), own in groups.items()
     ]
+    if name == "muon":
+        return Muon(settings)
     if name == "sgd":
         return torch.optim.SGD(settings, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(settings, fused=True, capturable=on_gpu)

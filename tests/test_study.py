@@ -163,6 +163,17 @@ def test_rows_of_code_that_gives_the_same_results_are_not(two_commits):
     assert study.recipe_of("HEAD", {"train.dropout": 0.1}) == study.recipe_of("HEAD^", {"train.dropout": 0.1})
 
 
+def test_a_file_that_came_later_and_that_no_older_row_needs_makes_no_row_stale(two_commits, tmp_path):
+    (tmp_path / "braintumor/muon.py").write_text("new")
+    study.git("add", "braintumor")
+    study.git("commit", "-qm", "another file")
+    later = study.git("rev-parse", "HEAD:braintumor/muon.py").strip()
+    assert study.recipe_of("HEAD") != study.recipe_of("HEAD^")
+    forget()
+    write_same(**{later: None})
+    assert study.recipe_of("HEAD") == study.recipe_of("HEAD^") != study.recipe_of("HEAD^^")
+
+
 def test_same_results_may_be_empty_and_are_no_list(two_commits):
     study.STUDY.write_text("same_results:")
     assert study.read_same_results(study.STUDY) == {}

@@ -22,6 +22,7 @@ from braintumor.errors import UserError
 from braintumor.graphs import GraphedStep
 from braintumor.models import Architecture
 from braintumor.training import (
+    MUON_SHARE,
     Diverged,
     Recipe,
     Stopped,
@@ -91,7 +92,12 @@ def replace(**changes):
 
 @pytest.mark.parametrize(
     ("optimizer", "lr", "precision"),
-    [("sgd", 0.1, torch.float32), ("adamw", 0.01, torch.float32), ("sgd", 0.1, torch.bfloat16)],
+    [
+        ("sgd", 0.1, torch.float32),
+        ("adamw", 0.01, torch.float32),
+        ("muon", 0.1, torch.float32),
+        ("sgd", 0.1, torch.bfloat16),
+    ],
 )
 def test_a_network_learns_what_there_is_to_learn(optimizer, lr, precision):
     training = train(replace(optimizer=optimizer, lr=lr, epochs=8), precision)
@@ -222,7 +228,7 @@ def test_a_graph_draws_anew_at_each_step_and_what_the_plain_step_draws():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_step_as_a_graph_trains_as_the_plain_one_does_and_goes_on_from_any_step(optimizer, tmp_path):
     recipe = replace(optimizer=optimizer, lr=0.01, frozen_epochs=1, epochs=4)
     plain, graphed = (train(recipe, device="cuda", graphs=graphs) for graphs in (False, True))
@@ -252,18 +258,19 @@ def test_no_step_waits_for_the_gpu():
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_body_may_join_late_at_the_full_rate(optimizer):
     recipe = replace(epochs=3, frozen_epochs=2, optimizer=optimizer)
     frozen, joined = train(recipe, epochs=2), train(recipe)
-    assert {group["share"] for group in joined.optimizer.param_groups} == {1.0}
+    shares = {1.0, MUON_SHARE} if optimizer == "muon" else {1.0}
+    assert {group["share"] for group in joined.optimizer.param_groups} == shares
     untrained = train(recipe, epochs=0)
     for name, value in frozen.model.named_parameters():
         assert torch.equal(value, untrained.model.get_parameter(name)) != name.startswith("head"), name
         assert not torch.equal(value, joined.model.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimizer, tmp_path):
     recipe = replace(optimizer=optimizer, lr=0.01, epochs=4)
     whole = train(recipe)
@@ -280,7 +287,7 @@ def test_a_training_goes_on_from_any_epoch_as_if_it_had_never_stopped(optimizer,
     assert not (tmp_path / optimizer).exists()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 @pytest.mark.parametrize(("epochs", "steps"), [(0, 4), (2, 11), (2, 0)])
 def test_a_training_goes_on_amid_an_epoch_as_if_it_had_never_stopped(optimizer, epochs, steps, tmp_path):
     recipe = replace(optimizer=optimizer, lr=0.01, epochs=4)
@@ -472,6 +479,27 @@ def test_norms_and_biases_do_not_decay():
         groups = make_optimizer(model, name, 0.1, 0.5).param_groups
         found = {(group["share"], group["weight_decay"]): [w.ndim for w in group["params"]] for group in groups}
         assert found == {(0.5, 0.1): [4], (0.5, 0.0): [1, 1, 1], (1.0, 0.1): [2], (1.0, 0.0): [1]}
+
+
+def test_muon_takes_the_bodys_convolutions_at_a_share_of_the_rate_and_decays_the_head_alone():
+    layers = {
+        "conv": nn.Conv2d(1, 2, 3),
+        "norm": nn.BatchNorm2d(2),
+        "flat": nn.Linear(2, 2),
+        "head": nn.Linear(2, 2),
+    }
+    groups = make_optimizer(nn.Sequential(OrderedDict(layers)), "muon", 0.1, 0.5).param_groups
+    found = {
+        (group["orthogonal"], group["share"], group["weight_decay"]): [w.ndim for w in group["params"]]
+        for group in groups
+    }
+    assert found == {
+        (True, 0.5 * MUON_SHARE, 0.0): [4],
+        (False, 0.5, 0.1): [2],
+        (False, 0.5, 0.0): [1, 1, 1, 1],
+        (False, 1.0, 0.1): [2],
+        (False, 1.0, 0.0): [1],
+    }
 
 
 def test_scores_of_an_epoch_are_macro_averages():
