@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.9
-# Of the iteration for `orthogonal`: the quintic of Keller Jordan's Muon, steep at 0, which brings singular values
-# from 0.01 up to between 0.7 and 1.2 in its four steps and never settles at 1.
+# Of the iteration for `orthogonal`: the quintic of Jordan's Muon, steep at 0, so that it is soon near 1, where it
+# never settles.
 QUINTIC = 3.4445, -4.7750, 2.0315
 ITERATIONS = 4
 
@@ -17,14 +17,14 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
     Parameters
     ----------
-    matrix : Tensor of shape (rows, columns), float32
-        All zeros stay all zeros.
+    matrix : Tensor of shape (rows, columns)
+        Of a norm far above 1e-7; all zeros stay all zeros.
 
     Returns
     -------
     Tensor of shape (rows, columns)
-        Its singular values are between 0.7 and 1.2, but for those that were less than a hundredth of the matrix's
-        norm, which are lower.
+        Its singular values are between 0.68 and 1.21 where those of `matrix` are 0.0052 of its norm or more, and
+        lower where they are less.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     a, b, c = QUINTIC
@@ -36,19 +36,22 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.SGD):
-    """SGD with Nesterov momentum whose steps for some weights are made orthogonal (Jordan et al. 2024, Muon).
+    """SGD with Nesterov momentum whose steps for some weights are made orthogonal.
 
-    A convolution's weights are taken as a matrix with one row for each filter. Before each step it is scaled so
-    that its rows have a mean squared length of 1, as in Jordan's cifar10-airbench; the rate is then the share of
-    the weights that a step changes. Where a batch norm follows, the scale makes no difference to what the network
-    computes. The other weights take SGD's steps.
+    Muon (K. Jordan 2024, kellerjordan.github.io/posts/muon), as his cifar10-airbench (arXiv:2404.00498) has it:
+    a convolution's weights are a matrix with one row for each filter, those of all groups together, and before
+    each step the matrix is scaled so that its rows have a mean squared length of 1. The rate is then about the
+    share of the weights that a step changes, and sqrt(columns / rows) of that where there are more filters than
+    weights in each. Where a batch norm follows, the scale makes no difference to what the network computes;
+    elsewhere it fixes the size of what the convolution gives. The other weights take SGD's steps.
 
     torch.optim.Muon takes no convolutions, and reads the learning rate from the GPU at each step.
 
     Parameters
     ----------
     groups : list of dict
-        With ``orthogonal`` each: whether its weights are such.
+        As of torch.optim.SGD, each with ``orthogonal``: whether its weights, which have two dimensions or more and
+        are not all 0, take orthogonal steps.
     """
 
     def __init__(self, groups: list[dict]) -> None:

@@ -173,7 +173,7 @@ class Train(Section):
         if self.pretrained and not of_torchvision:
             raise ValueError(f"no weights come with model={self.model}: pretrained must be false")
         if self.pretrained and self.optimizer == "muon":
-            raise ValueError("optimizer=muon scales all weights to one size: pretrained ones need sgd or adamw")
+            raise ValueError("optimizer=muon scales the convolutions anew: pretrained ones need sgd or adamw")
         return self
 
 

@@ -20,7 +20,7 @@ from braintumor.errors import UserError
 from braintumor.graphs import GraphedStep
 from braintumor.muon import Muon
 
-# Of the learning rate that Muon's orthogonal steps have, docs/training.md.
+# Share of the learning rate for Muon's orthogonal steps; docs/training.md has what others give.
 MUON_SHARE = 0.15
 
 

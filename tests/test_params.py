@@ -61,7 +61,7 @@ def test_a_whole_number_serves_as_a_float(tmp_path):
         ({"train.pretrained": True}, "train: no weights come with model=resnet: pretrained must be false"),
         (
             {"train.model": "torchvision/resnet18", "train.pretrained": True, "train.optimizer": "muon"},
-            "train: optimizer=muon scales all weights to one size: pretrained ones need sgd or adamw",
+            "train: optimizer=muon scales the convolutions anew: pretrained ones need sgd or adamw",
         ),
         ({"train.model": "cnn"}, "train: model=cnn needs channels and hidden"),
         ({"train.batch_size": 1}, "train.batch_size: must be greater than or equal to 2, got 1"),
