@@ -247,8 +247,9 @@ def test_a_step_as_a_graph_trains_as_the_plain_one_does_and_goes_on_from_any_ste
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_step_waits_for_the_gpu():
-    training = train(replace(epochs=2), device="cuda", epochs=1)
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_no_step_waits_for_the_gpu(optimizer):
+    training = train(replace(optimizer=optimizer, epochs=2), device="cuda", epochs=1)
     training._prepare(frozen=False)
     batches, steps = training.train.shuffled(AUGMENTATION, 0), training.train.steps
     torch.cuda.set_sync_debug_mode("error")
