@@ -44,7 +44,7 @@ ASSUMED = {
     "card_bandwidth": (3.35, 1e12, "TB/s of a card's memory", H100),
     "a100_bandwidth": (2.039, 1e12, "TB/s of an A100's memory", A100),
     "a100_resnet50": (2470, 1, "images/s of ResNet-50's training on it, mixed precision", RESNET50),
-    "small_steps": (17_000, 1, "images/s of the default network, 64 a step, each step a CUDA graph", H200),
+    "small_steps": (17_000, 1, "images/s of `resnet` with SGD, 64 a step, each step a CUDA graph", H200),
     "launch": (5, 1e-6, "µs of the host to launch an operation, or a graph of them", "guess"),
     "pcie": (64, 1e9, "GB/s from host to card", H100),
     "nvlink": (450, 1e9, "GB/s between cards of one machine, one way", H100),

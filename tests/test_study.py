@@ -104,17 +104,18 @@ def test_the_projects_studies_can_be_run_and_told_in_their_page(name):
     assert all(part["question"] for part in described.values())
 
 
-def test_the_ladder_comes_first_with_five_rows_a_rung_for_both_networks():
+def test_the_ladder_comes_first_with_five_rows_a_rung_for_each_network():
     rows = study.read_study(PROJECT / "study.yaml", CONTENT)
     ladder = [row for row in rows if row.part == "ladder"]
-    assert rows[:10] == ladder[:10]
-    assert len({row.entry for row in rows[:10]}) == 10
+    assert rows[:15] == ladder[:15]
+    assert len({row.entry for row in rows[:15]}) == 15
     kinds = {}
     for row in ladder:
         params = study.with_overrides(CONTENT, row.overrides)
         kind = params.train.model, params.split.protocol, params.split.group_by
         kinds.setdefault(kind, set()).add((params.train.seed, params.split.fold))
-    assert set(kinds) == {(model, *rung) for model in ("resnet", "cnn3") for rung in study_tables.RUNGS}
+    networks = "resnet", "resnet_stride16", "cnn3"
+    assert set(kinds) == {(model, *rung) for model in networks for rung in study_tables.RUNGS}
     assert {len(repeats) for repeats in kinds.values()} == {5}
 
 
