@@ -33,6 +33,7 @@ def test_outputs_come_in_the_order_of_the_computation_and_are_copies():
 @pytest.mark.parametrize(
     ("name", "size", "layer", "side"),
     [
+        ("resnet_stride16", 160, "blocks", 10),
         ("resnet", 160, "blocks", 5),
         ("resnet", 96, "blocks.5", 6),
         ("resnet", 256, "blocks", 8),

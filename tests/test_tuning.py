@@ -194,15 +194,16 @@ def test_the_curve_and_the_overview_show_every_part_and_only_their_variants():
         assert dots.get_xdata() == pytest.approx([90 + place, 90 + place, 85 + place, 85 + place])
 
 
-def test_the_base_is_the_committed_recipe_with_half_of_its_epochs_on_one_thread():
+def test_a_variant_is_the_committed_recipe_on_one_thread_and_the_base_has_half_of_its_epochs():
     content = yaml.safe_load((PROJECT / "tuning.yaml").read_text())
-    halved = {"train.epochs": PARAMS["train"]["epochs"] // 2, "train.threads": 1}
-    base = with_overrides(PARAMS, content["base"])
+    recipe = content["variants"]["Muon, stride 16, 40 epochs"]
+    base, variant = (with_overrides(PARAMS, content["base"] | changes) for changes in ({}, recipe))
     # null stands for the network's own channels.
-    expected = with_overrides(PARAMS, halved | {"train.channels": base.train.channels})
-    assert base == expected
+    expected = with_overrides(PARAMS, {"train.threads": 1, "train.channels": base.train.channels})
+    assert variant == expected
     default = Architecture.of(load_params(PROJECT / "params.yaml").train, 160, 4)
-    assert Architecture.of(base.train, 160, 4) == default
+    assert Architecture.of(variant.train, 160, 4) == default
+    assert base.train.epochs == variant.train.epochs // 2
 
 
 def test_the_table_has_the_columns_of_a_result():
