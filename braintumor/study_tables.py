@@ -95,7 +95,8 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for number, (model, line) in enumerate(shown.groupby("model", sort=False)):
-        place = line["rung"].map(names.index) + 0.06 * number
+        line = line.set_index("rung").reindex(names)  # broken where a network has not run on a rung
+        place = np.arange(len(names)) + 0.06 * number
         mean = 100 * line["mean"]
         lengths = [mean - 100 * line["low"].fillna(line["mean"]), 100 * line["high"].fillna(line["mean"]) - mean]
         style = ":" if model.startswith("baseline") else "-"
