@@ -92,6 +92,8 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
     names = [rung for rung in RUNGS.values() if rung in set(rungs["rung"])]
     # The largest class alone, at a third or less, would press the others together.
     shown = rungs[(rungs["measured_on"] == FIGURES["accuracy"]) & (rungs["model"] != "baseline majority")]
+    # Networks first: a rung that only some have run on would put others behind the baselines.
+    shown = shown.sort_values("model", key=lambda model: model.str.startswith("baseline"), kind="stable")
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for number, (model, line) in enumerate(shown.groupby("model", sort=False)):
