@@ -92,10 +92,13 @@ def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
     names = [rung for rung in RUNGS.values() if rung in set(rungs["rung"])]
     # The largest class alone, at a third or less, would press the others together.
     shown = rungs[(rungs["measured_on"] == FIGURES["accuracy"]) & (rungs["model"] != "baseline majority")]
+    # Networks first: a rung that only some have run on would put others behind the baselines.
+    shown = shown.sort_values("model", key=lambda model: model.str.startswith("baseline"), kind="stable")
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
     for number, (model, line) in enumerate(shown.groupby("model", sort=False)):
-        place = line["rung"].map(names.index) + 0.06 * number
+        line = line.set_index("rung").reindex(names)  # broken where a network has not run on a rung
+        place = np.arange(len(names)) + 0.06 * number
         mean = 100 * line["mean"]
         lengths = [mean - 100 * line["low"].fillna(line["mean"]), 100 * line["high"].fillna(line["mean"]) - mean]
         style = ":" if model.startswith("baseline") else "-"

@@ -274,6 +274,23 @@ def test_the_committed_rows_make_the_committed_ladder():
     pd.testing.assert_frame_equal(study_tables.ladder(kept), rungs)
 
 
+def test_networks_come_before_baselines_and_have_no_line_across_a_rung_that_they_have_not_run_on(
+    tmp_path, monkeypatch
+):
+    rows = [(rung, "a", 0.9 - place / 10) for place, rung in enumerate(study_tables.RUNGS.values())]
+    rows += [("seed", "baseline size", 0.3), ("official", "b", 0.7), ("grouped by patient", "b", 0.6)]
+    rungs = pd.DataFrame(rows, columns=["rung", "model", "mean"])
+    drawn = []
+    monkeypatch.setattr(study_tables, "save", lambda figure, file: drawn.append(figure))
+    study_tables.ladder_figure(
+        rungs.assign(measured_on="all test images", low=rungs["mean"] - 0.1, high=np.nan), tmp_path / "ladder.png"
+    )
+    lines = {container.get_label(): container.lines[0].get_ydata() for container in drawn[0].axes[0].containers}
+    assert list(lines) == ["a", "b", "baseline size"]
+    assert lines["a"] == pytest.approx([90, 80, 70, 60, 50])
+    assert lines["b"] == pytest.approx([np.nan, 70, np.nan, np.nan, 60], nan_ok=True)
+
+
 def test_one_row_has_its_own_interval_and_baselines_their_own_line():
     table = make_table(
         [0.9], accuracy_low=0.85, accuracy_high=0.95, baseline_accuracy_size=0.6, baseline_accuracy_network=0.9
