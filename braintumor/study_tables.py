@@ -40,19 +40,21 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame with columns rung, model, measured_on, repeats, mean, low, high
-        One row for each rung, network and figure that the table has; baselines have their own name as the model.
-        `measured_on` is one of `FIGURES`, or such as ``sensitivity glioma``. For low and high see `figure_of`.
+    DataFrame with columns rung, recipe, measured_on, repeats, mean, low, high
+        One row for each rung, recipe and figure that the table has. The recipe is what an entry is called
+        between ``ladder-`` and its last word; baselines have their own name. `measured_on` is one of `FIGURES`,
+        or such as ``sensitivity glioma``. For low and high see `figure_of`.
     """
     rows = table[table["part"].isin(["ladder", "pretrained"]) & (table["state"] == "success")]
     lines = []
     for (protocol, group_by), rung in RUNGS.items():
         own = rows[(rows["protocol"] == protocol) & (rows["group_by"] == group_by)]
-        for model, repeats in own.groupby("model", sort=False):
+        for entry, repeats in own.groupby("entry", sort=False):
+            recipe = entry.removeprefix("ladder-").rsplit("-", 1)[0]
             classes = repeats.filter(regex=r"^sensitivity_(?!.*_(low|high)$)")
             columns = FIGURES | {column: column.replace("_", " ", 1) for column in classes}
             lines += [
-                {"rung": rung, "model": model, "measured_on": name} | figure_of(repeats, column)
+                {"rung": rung, "recipe": recipe, "measured_on": name} | figure_of(repeats, column)
                 for column, name in columns.items()
                 if column in repeats
             ]
@@ -60,9 +62,9 @@ def ladder(table: pd.DataFrame) -> pd.DataFrame:
             once = own.drop_duplicates("fold")  # they have no network, and so no seed of it
             name = f"baseline {column.removeprefix('baseline_accuracy').strip('_')}"
             lines.append(
-                {"rung": rung, "model": name, "measured_on": FIGURES["accuracy"]} | figure_of(once, column)
+                {"rung": rung, "recipe": name, "measured_on": FIGURES["accuracy"]} | figure_of(once, column)
             )
-    columns = ["rung", "model", "measured_on", "repeats", "mean", "low", "high"]
+    columns = ["rung", "recipe", "measured_on", "repeats", "mean", "low", "high"]
     rungs = pd.DataFrame([line for line in lines if line["repeats"]], columns=columns)
     return rungs.round({"mean": 6, "low": 6, "high": 6})
 
@@ -88,22 +90,22 @@ def figure_of(rows: pd.DataFrame, column: str) -> dict[str, float]:
 
 
 def ladder_figure(rungs: pd.DataFrame, file: Path) -> None:
-    """Draw the accuracy on all test images down the ladder, a line for each network and each baseline but one."""
+    """Draw the accuracy on all test images down the ladder, a line for each recipe and each baseline but one."""
     names = [rung for rung in RUNGS.values() if rung in set(rungs["rung"])]
     # The largest class alone, at a third or less, would press the others together.
-    shown = rungs[(rungs["measured_on"] == FIGURES["accuracy"]) & (rungs["model"] != "baseline majority")]
-    # Networks first: a rung that only some have run on would put others behind the baselines.
-    shown = shown.sort_values("model", key=lambda model: model.str.startswith("baseline"), kind="stable")
+    shown = rungs[(rungs["measured_on"] == FIGURES["accuracy"]) & (rungs["recipe"] != "baseline majority")]
+    # Recipes first: a rung that only some have run on would put others behind the baselines.
+    shown = shown.sort_values("recipe", key=lambda recipe: recipe.str.startswith("baseline"), kind="stable")
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    for number, (model, line) in enumerate(shown.groupby("model", sort=False)):
-        line = line.set_index("rung").reindex(names)  # broken where a network has not run on a rung
+    for number, (recipe, line) in enumerate(shown.groupby("recipe", sort=False)):
+        line = line.set_index("rung").reindex(names)  # broken where a recipe has not run on a rung
         place = np.arange(len(names)) + 0.06 * number
         mean = 100 * line["mean"]
         lengths = [mean - 100 * line["low"].fillna(line["mean"]), 100 * line["high"].fillna(line["mean"]) - mean]
-        style = ":" if model.startswith("baseline") else "-"
+        style = ":" if recipe.startswith("baseline") else "-"
         colour = PALETTE[number % len(PALETTE)]
-        axes.errorbar(place, mean, lengths, marker="o", linestyle=style, capsize=3, color=colour, label=model)
+        axes.errorbar(place, mean, lengths, marker="o", linestyle=style, capsize=3, color=colour, label=recipe)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="test images, % right")
     axes.grid(axis="y", alpha=0.3)
@@ -138,16 +140,16 @@ def summary(table: pd.DataFrame, part: str) -> str:
 
 
 def class_table(table: pd.DataFrame) -> str:
-    """Return the ladder's sensitivities as a table of Markdown, a line for each network and rung."""
+    """Return the ladder's sensitivities as a table of Markdown, a line for each recipe and rung."""
     rungs = ladder(table)
     rungs = rungs[rungs["measured_on"].str.startswith("sensitivity ")]
     classes = list(dict.fromkeys(rungs["measured_on"]))
     lines = [
-        [model, rung, *(interval_text(*own.loc[name, ["mean", "low", "high"]]) for name in classes)]
-        for (model, rung), own in rungs.set_index("measured_on").groupby(["model", "rung"], sort=False)
+        [recipe, rung, *(interval_text(*own.loc[name, ["mean", "low", "high"]]) for name in classes)]
+        for (recipe, rung), own in rungs.set_index("measured_on").groupby(["recipe", "rung"], sort=False)
     ]
     names = [name.removeprefix("sensitivity ") for name in classes]
-    return markdown(["network", "rung", *names], lines) if lines else ""
+    return markdown(["recipe", "rung", *names], lines) if lines else ""
 
 
 def fill_page(page: str, table: pd.DataFrame, parts: Iterable[str]) -> str:

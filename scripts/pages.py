@@ -292,8 +292,10 @@ def ladder_table() -> str:
         return ""
     rungs = pd.read_csv(file)
 
-    def cell(rung: str, model: str, measured_on: str) -> str:
-        found = rungs[(rungs["rung"] == rung) & (rungs["model"] == model) & (rungs["measured_on"] == measured_on)]
+    def cell(rung: str, recipe: str, measured_on: str) -> str:
+        found = rungs[
+            (rungs["rung"] == rung) & (rungs["recipe"] == recipe) & (rungs["measured_on"] == measured_on)
+        ]
         if found.empty:
             return ABSENT
         row = found.iloc[0]
@@ -302,7 +304,7 @@ def ladder_table() -> str:
         )
 
     whole = "all test images"
-    columns = [("resnet", whole), ("resnet", "distinct"), ("cnn3", whole), ("baseline border", whole)]
+    columns = [("sgd", whole), ("sgd", "distinct"), ("cnn3", whole), ("baseline border", whole)]
     rows = [[text, *(cell(rung, *column) for column in columns)] for rung, text in LADDER.items()]
     return table(
         [

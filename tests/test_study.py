@@ -220,7 +220,7 @@ def make_table(accuracies, **columns):
     lines = [
         {
             "part": "ladder",
-            "entry": "x",
+            "entry": "ladder-x-patient",
             "repeated": True,
             "seed_found": "",
             "overrides": "{}",
@@ -274,12 +274,18 @@ def test_the_committed_rows_make_the_committed_ladder():
     pd.testing.assert_frame_equal(study_tables.ladder(kept), rungs)
 
 
-def test_networks_come_before_baselines_and_have_no_line_across_a_rung_that_they_have_not_run_on(
+def test_two_recipes_of_one_network_have_a_line_each():
+    plain, other = make_table([0.9, 0.92]), make_table([0.94, 0.98], entry="ladder-other_recipe-patient")
+    rungs = study_tables.ladder(pd.concat([plain, other])).set_index("recipe")
+    assert rungs["mean"].to_dict() == pytest.approx({"x": 0.91, "other_recipe": 0.96})
+
+
+def test_recipes_come_before_baselines_and_have_no_line_across_a_rung_that_they_have_not_run_on(
     tmp_path, monkeypatch
 ):
     rows = [(rung, "a", 0.9 - place / 10) for place, rung in enumerate(study_tables.RUNGS.values())]
     rows += [("seed", "baseline size", 0.3), ("official", "b", 0.7), ("grouped by patient", "b", 0.6)]
-    rungs = pd.DataFrame(rows, columns=["rung", "model", "mean"])
+    rungs = pd.DataFrame(rows, columns=["rung", "recipe", "mean"])
     drawn = []
     monkeypatch.setattr(study_tables, "save", lambda figure, file: drawn.append(figure))
     study_tables.ladder_figure(
@@ -295,8 +301,8 @@ def test_one_row_has_its_own_interval_and_baselines_their_own_line():
     table = make_table(
         [0.9], accuracy_low=0.85, accuracy_high=0.95, baseline_accuracy_size=0.6, baseline_accuracy_network=0.9
     )
-    rungs = study_tables.ladder(table).set_index("model")
-    assert rungs.loc["resnet", ["repeats", "low", "high"]].tolist() == [1, 0.85, 0.95]
+    rungs = study_tables.ladder(table).set_index("recipe")
+    assert rungs.loc["x", ["repeats", "low", "high"]].tolist() == [1, 0.85, 0.95]
     assert rungs.loc["baseline size", "mean"] == 0.6
     assert "baseline network" not in rungs.index  # the network has a line of its own
     # What was not measured has no line.
@@ -349,7 +355,7 @@ def test_baselines_of_one_test_set_count_once_however_many_seeds_there_are():
         [0.9, 0.92], fold=0, baseline_accuracy_size=0.6,
         baseline_accuracy_size_low=0.55, baseline_accuracy_size_high=0.65,
     )  # fmt: skip
-    line = study_tables.ladder(runs).set_index("model").loc["baseline size"]
+    line = study_tables.ladder(runs).set_index("recipe").loc["baseline size"]
     assert line[["repeats", "low", "high"]].tolist() == [1, 0.55, 0.65]
 
 
@@ -430,7 +436,7 @@ def test_what_has_failed_before_is_not_told_as_an_outcome(tmp_path, monkeypatch,
 
 def test_the_ladder_is_told_by_class():
     runs = make_table([0.9], sensitivity_glioma=0.8, sensitivity_glioma_low=0.7, sensitivity_glioma_high=0.85)
-    assert study_tables.class_table(runs).splitlines()[2] == "| resnet | grouped by patient | 80.0% [70.0, 85.0] |"
+    assert study_tables.class_table(runs).splitlines()[2] == "| x | grouped by patient | 80.0% [70.0, 85.0] |"
 
 
 def test_the_reason_of_a_failure_is_the_stages_own_word(tmp_path):
