@@ -304,7 +304,7 @@ def ladder_table() -> str:
         )
 
     whole = "all test images"
-    columns = [("sgd", whole), ("sgd", "distinct"), ("cnn3", whole), ("baseline border", whole)]
+    columns = [("muon", whole), ("muon", "distinct"), ("cnn3", whole), ("baseline border", whole)]
     rows = [[text, *(cell(rung, *column) for column in columns)] for rung, text in LADDER.items()]
     return table(
         [

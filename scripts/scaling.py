@@ -244,6 +244,10 @@ def measure_all() -> tuple[dict[str, float], Work]:
     size, train = params.preprocess.size, params.train
     network = Architecture.of(train, size, 4)
     step = measured.count_step(network.build, size, (8, 16), params)
+    # What the H200 trained.
+    timed = params.model_copy(update={"train": train.model_copy(update={"model": "resnet", "optimizer": "sgd"})})
+    timed_network = Architecture.of(timed.train, size, 4)
+    timed_step = measured.count_step(timed_network.build, size, (8, 16), timed)
     # Three channels, as NVIDIA trained it.
     parts = OrderedDict(body=nn.Conv2d(1, 3, 1), head=resnet50())
     large = measured.count_step(lambda: nn.Sequential(parts), 224, (1, 2), params)
@@ -254,7 +258,7 @@ def measure_all() -> tuple[dict[str, float], Work]:
     work = Work(
         step=step,
         share=large.image_bytes * A["a100_resnet50"] / A["a100_bandwidth"],
-        least=64 / A["small_steps"],
+        least=64 / A["small_steps"] / timed_step.operations * step.operations,
         image_bytes=size**2,
         table_bytes=r["table_bytes"] + 16,  # a label and a place in the order, both int64
         gradient_bytes=4 * count_parameters(network.build()),
@@ -356,8 +360,8 @@ def report(r: dict[str, float], work: Work, load: float) -> str:
             f"of {load:.1f} before{' (not quiet: rates are too low)' * (load > 0.5)}. Training, audit and "
             "preprocess use all cores.",
             table(["measured", ""], [list(row) for row in rates.items()]),
-            f"Counted: a step of the default network is {step.operations:.0f} operations, of at least "
-            f"{n(1e6 * work.least / step.operations)} µs each by the measured steps of 64 images, which move "
+            f"Counted: a step of the default network is {step.operations:.0f} operations, each taken for "
+            f"{n(1e6 * work.least / step.operations)} µs, as in the measured steps of 64 images. They move "
             f"{n(step.fixed_bytes / 1e6)} MB and {n(step.image_bytes / 1e6)} MB an image; its convolutions and "
             f"products take {n(step.image_flops / 1e9)} GFLOP an image. By the same count, ResNet-50 reached "
             f"{n(100 * work.share)}% of an A100's bandwidth; that share is taken for every card.",
