@@ -482,7 +482,7 @@ def test_norms_and_biases_do_not_decay():
         assert found == {(0.5, 0.1): [4], (0.5, 0.0): [1, 1, 1], (1.0, 0.1): [2], (1.0, 0.0): [1]}
 
 
-def test_muon_takes_the_bodys_convolutions_at_a_share_of_the_rate_and_decays_the_head_alone():
+def test_muon_takes_the_bodys_convolutions_at_a_share_of_the_rate_and_without_decay():
     layers = {
         "conv": nn.Conv2d(1, 2, 3),
         "norm": nn.BatchNorm2d(2),
