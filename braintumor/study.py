@@ -473,7 +473,9 @@ def run(study: Study, content: dict, jobs: int) -> None:
         if gone & lost:
             dvc("queue", "kill", "--force", *sorted(gone & lost))
         lost = gone
-        dvc("queue", "start", "--jobs", str(jobs))
+        # DVC takes a worker that is too busy to answer within a second for none, and starts it a second time.
+        if study.rows("queued") and len(study.rows("running")) - len(gone) < jobs:
+            dvc("queue", "start", "--jobs", str(jobs))
 
 
 def describe(study: Study, row: Experiment) -> str:

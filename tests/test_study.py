@@ -1,6 +1,7 @@
 """What the study of study.yaml runs, how it is told apart, and what its tables come to."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -432,6 +433,34 @@ def test_what_has_failed_before_is_not_told_as_an_outcome(tmp_path, monkeypatch,
     table.look, table.export = (lambda: None), (lambda _: None)
     study.run(table, CONTENT, 1)
     assert capsys.readouterr().out == ""
+
+
+def test_a_worker_is_started_where_none_is_at_work_and_only_there(tmp_path, monkeypatch):
+    rows = study.read_study(write(tmp_path, [{"name": "a"}, {"name": "b"}]), CONTENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "recipe_of", lambda *_: "r")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    looks, calls = iter(range(4)), []
+
+    def look():
+        number = next(looks)  # a: waits, runs, its worker is killed, is done; b: waits, then is done
+        state = ("queued", "running", "running", "success")[number]
+        pid = (None, os.getpid(), ended.pid, None)[number]
+        scores = {"test": {"accuracy": 0.9}}
+        table.records = {
+            "a": study.Record("a", state, "r", "c" * 40, "", pid, scores),
+            "b": study.Record("b", "queued" if number < 3 else "success", "r", "c" * 40, "", None, scores),
+        }
+        calls.append(number)
+
+    table = study.Study(rows)
+    table.look, table.export = look, lambda _: None
+    refs = iter("1234")
+    monkeypatch.setattr(study, "git", lambda *_: next(refs))
+    monkeypatch.setattr(study, "dvc", lambda *words: calls.append(words[1]))
+    study.run(table, CONTENT, 1)
+    assert calls == [0, "start", 1, 2, "start", 3, "stop"]
 
 
 def test_the_ladder_is_told_by_class():
