@@ -33,7 +33,6 @@ OVERRIDES = {
         "brightness": 0.2,
         "epochs": 60,
         "batch_size": 32,
-        "lr": 0.05,
         "device": "cpu",
         "precision": "float32",
     },
