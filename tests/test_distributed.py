@@ -61,7 +61,8 @@ def test_two_processes_give_the_curve_of_one(checkout, accumulation, frozen_epoc
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_where_one_was_killed_or_preempted(checkout):
-    checkout.params({"train": PLAIN | {"epochs": 30}})  # of four steps each
+    # Of four steps each, by SGD: Muon's are as long where the gradient is hardly more than its rounding.
+    checkout.params({"train": PLAIN | {"epochs": 30, "optimizer": "sgd"}})
     checkout.run(ONE)
     undisturbed = curves(checkout)
     # All are killed in the third step of the fourth epoch, which is lost.

@@ -61,7 +61,7 @@ def test_the_readme_has_the_studys_ladder():
 
 def test_the_ladder_has_each_rung_and_says_what_is_missing(tmp_path, monkeypatch):
     rows = [
-        ["official", "sgd", "all test images", 1, 0.986, 0.978, 0.991],
+        ["official", "muon", "all test images", 1, 0.986, 0.978, 0.991],
         ["official", "cnn3", "all test images", 5, 0.9, 0.88, 0.92],
     ]
     columns = ["rung", "recipe", "measured_on", "repeats", "mean", "low", "high"]
