@@ -365,8 +365,8 @@ def write_switches(found: dict, _: dict) -> str:
 
 One switch at a time is turned in the training as it is: {networks[0]["precision"]}, channels_last, {steps},
 averaged weights, fused {optimizers}, freed memory kept for the next step (glibc). torch.compile with its first
-turn: {compiling}. The optimizer is fused because that is one launch on a
-GPU; of Muon that is SGD's part, and its orthogonal steps come on top."""
+turn: {compiling}. The optimizer is fused because that is one launch on a GPU; of Muon
+that is SGD's part, and its orthogonal steps come on top."""
 
 
 def write_batch_sizes(found: dict, _: dict) -> str:

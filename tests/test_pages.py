@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import yaml
 
 from braintumor.pages import fill, table
 from scripts import pages
@@ -57,6 +58,12 @@ def test_the_first_columns_are_those_of_the_committed_run():
 
 def test_the_readme_has_the_studys_ladder():
     assert f"<!-- ladder -->\n{pages.ladder_table()}\n<!-- /ladder -->" in README
+
+
+def test_what_the_ladder_calls_the_default_network_is_that_of_the_params():
+    recipe = yaml.safe_load((PROJECT / "study.yaml").read_text())["settings"]["muon"]
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    assert recipe == {f"train.{name}": params["train"][name] for name in ("model", "optimizer")}
 
 
 def test_the_ladder_has_each_rung_and_says_what_is_missing(tmp_path, monkeypatch):
