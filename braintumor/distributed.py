@@ -1,7 +1,6 @@
 """Several processes that train one network, as torchrun starts them: which one this is, and what they exchange."""
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +117,8 @@ def check_launcher() -> None:
 def joined(device: torch.device) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, and leave them at the end; alone without torchrun.
 
+    Where another process is gone, this one gives torchrun the time to end it, and ends with a line that says so.
+
     Parameters
     ----------
     device : torch.device
@@ -132,21 +133,30 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if not dist.is_torchelastic_launched():
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
-        reasons = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        if not isinstance(error, dist.DistError) and not any(reason in str(error) for reason in reasons):
+        if not is_loss(error):
             raise
-        # Another process is gone. Torchrun says which: it looks several times a second, and this one ends later.
-        # Its SIGTERM, which a training takes for a preemption, may have come before.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Torchrun looks several times a second, says which process is gone, and ends this one meanwhile.
         time.sleep(5)
         reason = str(error).partition("\n")[0]
-        sys.exit(f"error: the processes that train together have lost each other: {reason}")
-    finally:
+        sys.exit(f"error: the processes that train together cannot reach each other: {reason}")
+    else:  # one that fails just ends: leaving can wait for others without end
         dist.destroy_process_group()
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Whether an error says that another of the processes cannot be reached: mostly it is gone."""
+    signs = (
+        "gloo/transport/tcp/pair",
+        "gloo/transport/tcp/unbound_buffer",
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+    )
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in signs)
 
 
 def starts_first() -> bool:

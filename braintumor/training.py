@@ -20,7 +20,7 @@ from braintumor.errors import UserError
 from braintumor.graphs import GraphedStep
 from braintumor.muon import Muon
 
-# Share of the learning rate for Muon's orthogonal steps; docs/training.md has what others give.
+# Share of the learning rate for Muon's orthogonal steps; docs/trials.md has what others give.
 MUON_SHARE = 0.15
 
 
@@ -115,13 +115,13 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float, body_lr: fl
             "params": own,
             "lr": torch.zeros((), device=device) if on_gpu else 0.0,
             "share": (1.0 if in_head else body_lr) * (MUON_SHARE if orthogonal else 1.0),
-            "weight_decay": weight_decay if decays and not orthogonal else 0.0,
+            "weight_decay": weight_decay if decays else 0.0,
             "orthogonal": orthogonal,
         }
         for (in_head, decays, orthogonal), own in groups.items()
     ]
     if name == "muon":
-        return Muon(settings)
+        return Muon(settings, together=on_gpu)
     if name == "sgd":
         return torch.optim.SGD(settings, momentum=0.9, nesterov=True, fused=True)
     return torch.optim.AdamW(settings, fused=True, capturable=on_gpu)
@@ -267,7 +267,7 @@ class WeightAverage:
         self.model = copy.deepcopy(model)
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         self._olds, self._news = ([pair[i] for pair in pairs if pair[0].is_floating_point()] for i in (0, 1))
-        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]
+        self._counts = [[pair[i] for pair in pairs if not pair[0].is_floating_point()] for i in (0, 1)]
         self.weight = self._olds[0].new_zeros(())
 
     @torch.no_grad()
@@ -276,8 +276,8 @@ class WeightAverage:
         # One call for all of them; lerp would not end at the newest exactly.
         torch._foreach_mul_(self._olds, 1 - self.weight)
         torch._foreach_add_(self._olds, torch._foreach_mul(self._news, self.weight))
-        for old, new in self._counts:
-            old.copy_(new)
+        if self._counts[0]:
+            torch._foreach_copy_(*self._counts)
 
 
 def newest_weight(decay: float, step: int) -> float:

@@ -14,7 +14,7 @@ import torch
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision, describe_environment, keep_freed_memory
-from braintumor.distributed import check_launcher, joined, place_on_machine, starts_first
+from braintumor.distributed import check_launcher, is_loss, joined, place_on_machine, starts_first
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
@@ -69,17 +69,21 @@ def main(
         answer(lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)
-            if training.asked_to_stop():  # too late for a step to see it: the next start only writes
-                raise Stopped
+            training.asked_to_stop()  # too late for a step to see it: the next start only writes
         except Stopped:
-            leave(training.stopping)
+            pass  # so have the others; all leave below
+        except RuntimeError as error:
+            answer(leave)
+            if training.stopping and is_loss(error):  # torchrun knows, and has told this process before it saw
+                leave(training.stopping)
+            raise
         except Diverged as error:
             if not training.epochs or not ranks.first:
                 raise
             save_model(training.best_weights, described, weights, description)
             raise UserError(f"{error}; {weights} holds epoch {training.best.number}, the best so far") from None
     answer(leave)
-    if training.stopping:  # asked for since this process last looked
+    if training.stopping:
         leave(training.stopping)
     if not ranks.first:
         return

@@ -136,6 +136,13 @@ def test_a_sigterm_to_torchrun_stops_all_and_is_taken_up_again(checkout):
     process.communicate()
 
 
+def check_report_of_killed(output, pid):
+    """Torchrun's one report, which says who was first; the other process adds nothing."""
+    assert output.count("Root Cause") == output.count("Traceback") == 1
+    assert f"Signal 9 (SIGKILL) received by PID {pid}" in output.split("Root Cause")[1]
+    assert "error:" not in output.lower().replace("childfailederror:", "")
+
+
 @pytest.mark.slow
 def test_killing_one_process_ends_all_and_says_which(checkout):
     checkout.params({"train": PLAIN | {"epochs": 500}})
@@ -149,11 +156,31 @@ def test_killing_one_process_ends_all_and_says_which(checkout):
     assert process.wait(timeout=60) != 0
     assert time.monotonic() - began < 20
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    output = (checkout.folder / "stderr.txt").read_text()
-    # Torchrun's one report, which says who was first; the other process adds nothing.
-    assert output.count("Root Cause") == output.count("Traceback") == 1
-    assert f"Signal 9 (SIGKILL) received by PID {second.pid}" in output.split("Root Cause")[1]
-    assert "error:" not in output.lower().replace("childfailederror:", "")
+    check_report_of_killed((checkout.folder / "stderr.txt").read_text(), second.pid)
+
+
+@pytest.mark.slow
+def test_killing_one_process_while_the_other_is_in_a_long_step_adds_nothing(checkout):
+    """Torchrun's signal comes before the other process can see that it is alone."""
+    patch = (
+        "import os, time, braintumor.training as training\n"
+        "step, steps = training.train_step, []\n"
+        "def slow(*arguments):\n"
+        "    steps.append(1)\n"
+        "    if len(steps) == 5 and os.environ['RANK'] == '1':\n"
+        "        time.sleep(1)\n"
+        "        print('killed:', os.getpid(), flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    if len(steps) == 5:\n"
+        "        time.sleep(4)\n"
+        "        print('saw it', flush=True)\n"
+        "    return step(*arguments)\n"
+        "training.train_step = slow\n"
+    )
+    output = checkout.run(checkout.train_with(patch, LAUNCHER), code=1)
+    check_report_of_killed(output, re.search(r"killed: (\d+)", output)[1])
+    killed, ended = (output.index(text) for text in ("killed: ", "saw it"))
+    assert killed < output.index("SIGTERM") and killed < ended
 
 
 def test_gradients_that_cannot_be_dealt_out_are_one_line(checkout):
@@ -183,19 +210,26 @@ def test_processes_that_something_else_has_started_do_not_blame_one_another(chec
     assert output.startswith("error: train.launcher: 2 processes were started (PMI_SIZE)")
 
 
-def test_a_process_that_fails_alone_says_why(checkout):
+@pytest.mark.parametrize("joining", [False, True])
+def test_a_process_that_fails_alone_says_why(checkout, joining):
+    """Also where the first one is still busy joining it."""
     patch = (
-        "import os\nfrom braintumor.errors import UserError\n"
-        "make = stage.make_training\n"
+        "import os, torch.distributed as dist\nfrom braintumor.errors import UserError\n"
+        "join, make = dist.init_process_group, stage.make_training\n"
+        "def slow(*arguments):\n"
+        "    join(*arguments)\n"
+        f"    if {joining} and os.environ['RANK'] == '0':\n"
+        "        dist.barrier()\n"
         "def failing(*arguments):\n"
         "    if os.environ['RANK'] == '1':\n"
         "        raise UserError('nothing could be downloaded')\n"
         "    return make(*arguments)\n"
-        "stage.make_training = failing\n"
+        "dist.init_process_group, stage.make_training = slow, failing\n"
     )
     output = checkout.run(checkout.train_with(patch, LAUNCHER), code=1)
     errors = re.findall(r"^error:.*$", output, re.MULTILINE)
     assert errors == ["error: process 1: nothing could be downloaded"]
+    assert output.count("Traceback") == 1  # torchrun's
 
 
 def test_batch_norms_of_two_processes_are_those_of_two_parts_in_one(checkout):

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from braintumor.muon import Muon, orthogonal
+from braintumor import muon
+from braintumor.muon import Muon, orthogonal, orthogonal_together
 
 
 def random_matrix(shape, singular_values):
@@ -34,6 +35,41 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(shape):
 
 def test_nothing_stays_nothing():
     assert torch.equal(orthogonal(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def test_matrices_of_all_shapes_together_become_what_each_becomes_alone():
+    torch.manual_seed(0)
+    shapes = [(4, 9), (8, 36), (4, 36), (36, 8), (8, 4), (8, 8), (1, 5), (8, 72)]
+    matrices = [torch.randn(shape) for shape in shapes]
+    for made, matrix in zip(orthogonal_together(matrices), matrices, strict=True):
+        assert torch.allclose(made, orthogonal(matrix), atol=1e-5)
+
+
+def test_steps_together_are_those_of_each_weight_alone(monkeypatch):
+    numbers = []
+
+    def counted(matrices):
+        numbers.append(len(matrices))
+        return orthogonal_together(matrices)
+
+    monkeypatch.setattr(muon, "orthogonal_together", counted)
+    torch.manual_seed(0)
+    alone, together = (
+        [nn.Parameter(torch.ones(shape)) for shape in ((8, 3, 3, 3), (16, 8, 1, 1))] for _ in range(2)
+    )
+    for weight in alone + together:
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    one = Muon([{"params": alone, "lr": 0.1, "orthogonal": True}])
+    other = Muon([{"params": together, "lr": 0.1, "orthogonal": True}], together=True)
+    for _ in range(3):
+        for own, theirs in zip(alone, together, strict=True):
+            own.grad = torch.randn_like(own)
+            theirs.grad = own.grad.clone()
+        one.step()
+        other.step()
+    assert numbers == [2, 2, 2]
+    for own, theirs in zip(alone, together, strict=True):
+        assert torch.allclose(own, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 8)])

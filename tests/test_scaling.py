@@ -3,6 +3,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
@@ -150,6 +151,14 @@ def test_a_step_is_counted_as_by_hand():
     assert step.image_flops == 2 * 2 * 9 * 4 * 16**2 + 3 * 2 * 4 * 4
     assert step.operations > 50 and step.fixed_bytes > 0
     assert step.image_bytes > 2 * 4 * 16**2 * 2  # what the convolution gives in bfloat16, written and read
+
+
+def test_views_and_memory_that_is_set_aside_are_no_operations():
+    stack = torch.ones(2, 3, 3)
+    with rates.Counter() as counter:
+        torch.empty(3)
+        stack.mT @ stack  # a view, the product, and a view of it
+    assert (counter.operations, counter.bytes) == (1, 3 * stack.nbytes)
 
 
 def test_every_rate_is_measured(tmp_path):
