@@ -137,9 +137,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         yield Ranks(dist.get_rank(), dist.get_world_size())
     except RuntimeError as error:
-        if not is_loss(error):
+        if not means_lost_process(error):
             raise
-        # Torchrun looks several times a second, says which process is gone, and ends this one meanwhile.
+        # Torchrun looks several times a second, says which process is gone, and ends the others here by then.
         time.sleep(5)
         reason = str(error).partition("\n")[0]
         sys.exit(f"error: the processes that train together cannot reach each other: {reason}")
@@ -147,8 +147,9 @@ def joined(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def is_loss(error: RuntimeError) -> bool:
+def means_lost_process(error: RuntimeError) -> bool:
     """Whether an error says that another of the processes cannot be reached: mostly it is gone."""
+    # Of gloo, of TCP's other users, and below of NCCL and of the store where processes find each other.
     signs = (
         "gloo/transport/tcp/pair",
         "gloo/transport/tcp/unbound_buffer",

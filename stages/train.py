@@ -14,7 +14,7 @@ import torch
 from braintumor.batches import make_sets
 from braintumor.checkpoint import Checkpoint, claim, fingerprint, release
 from braintumor.device import choose_device, choose_precision, describe_environment, keep_freed_memory
-from braintumor.distributed import check_launcher, is_loss, joined, place_on_machine, starts_first
+from braintumor.distributed import check_launcher, joined, means_lost_process, place_on_machine, starts_first
 from braintumor.epochs import make_training, run_epochs
 from braintumor.errors import UserError
 from braintumor.models import Architecture, count_parameters
@@ -69,12 +69,12 @@ def main(
         answer(lambda number, _: setattr(training, "stopping", number))
         try:
             run_epochs(training, checkpoint, live)
-            training.asked_to_stop()  # too late for a step to see it: the next start only writes
+            training.asked_to_stop()  # sets `stopping`, too late for a step to see it: the next start only writes
         except Stopped:
-            pass  # so have the others; all leave below
+            pass  # all processes have stopped before the same step, and leave below
         except RuntimeError as error:
             answer(leave)
-            if training.stopping and is_loss(error):  # torchrun knows, and has told this process before it saw
+            if training.stopping and means_lost_process(error):  # asked to stop; the other went first
                 leave(training.stopping)
             raise
         except Diverged as error:

@@ -59,13 +59,14 @@ def test_steps_together_are_those_of_each_weight_alone(monkeypatch):
     )
     for weight in alone + together:
         weight.data = weight.data.to(memory_format=torch.channels_last)
-    one = Muon([{"params": alone, "lr": 0.1, "orthogonal": True}])
+    ones = [Muon([{"params": [weight], "lr": 0.1, "orthogonal": True}]) for weight in alone]
     other = Muon([{"params": together, "lr": 0.1, "orthogonal": True}], together=True)
     for _ in range(3):
         for own, theirs in zip(alone, together, strict=True):
             own.grad = torch.randn_like(own)
             theirs.grad = own.grad.clone()
-        one.step()
+        for one in ones:
+            one.step()
         other.step()
     assert numbers == [2, 2, 2]
     for own, theirs in zip(alone, together, strict=True):

@@ -7,6 +7,7 @@ import torch
 import yaml
 from torch import nn
 
+from braintumor import muon
 from braintumor.params import load_params, with_overrides
 from scripts import rates, scaling
 from scripts.scaling import A, Design, Step, Work
@@ -140,7 +141,10 @@ def test_the_tables_take_the_place_of_the_old_ones():
     assert len(scaling.draw(RATES, WORK).axes) == 2
 
 
-def test_a_step_is_counted_as_by_hand():
+def test_a_step_is_counted_as_by_hand(monkeypatch):
+    calls = []
+    monkeypatch.setattr(muon, "orthogonal_together", lambda matrices: calls.append(1) or matrices)
+
     def network():
         layers = nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         return nn.Sequential(OrderedDict(body=nn.Sequential(*layers), head=nn.Linear(4, 4)))
@@ -150,6 +154,7 @@ def test_a_step_is_counted_as_by_hand():
     # The convolution's products forward and for its weights, the layer's also for its input; two each.
     assert step.image_flops == 2 * 2 * 9 * 4 * 16**2 + 3 * 2 * 4 * 4
     assert step.operations > 50 and step.fixed_bytes > 0
+    assert calls  # Muon's steps are counted as a GPU takes them
     assert step.image_bytes > 2 * 4 * 16**2 * 2  # what the convolution gives in bfloat16, written and read
 
 

@@ -489,7 +489,9 @@ def test_muon_takes_the_bodys_convolutions_at_a_share_of_the_rate_and_without_de
         "flat": nn.Linear(2, 2),
         "head": nn.Linear(2, 2),
     }
-    groups = make_optimizer(nn.Sequential(OrderedDict(layers)), "muon", 0.1, 0.5).param_groups
+    optimizer = make_optimizer(nn.Sequential(OrderedDict(layers)), "muon", 0.1, 0.5)
+    assert not optimizer.together  # on a CPU
+    groups = optimizer.param_groups
     found = {
         (group["orthogonal"], group["share"], group["weight_decay"]): [w.ndim for w in group["params"]]
         for group in groups
