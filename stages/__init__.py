@@ -41,7 +41,7 @@ def fail(reason: str) -> NoReturn:
     process = os.environ.get("LOCAL_RANK", "0")
     if process != "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun's, once the first one has failed
-        time.sleep(2)
+        time.sleep(5)  # the others may be some seconds behind
         reason = f"process {process}: {reason}"
     sys.exit(f"error: {reason}")
 
